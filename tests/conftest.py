@@ -1,0 +1,50 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images, annotation files and weights; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("VMMR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("the real data is not here; set VMMR_SHARED to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of train and test pictures of three classes that differ in colour: make/model/year below each split."""
+    folder = tmp_path_factory.mktemp("cars")
+    random = np.random.default_rng(0)
+    classes = {"Audi/A4/2012": (200, 40, 40), "Audi/A6/2012": (40, 200, 40), "BMW/M3/2010": (40, 40, 200)}
+    for split, count in (("train", 12), ("test", 4)):
+        for name, colour in classes.items():
+            home = folder / split / name
+            home.mkdir(parents=True)
+            for number in range(count):
+                noise = random.integers(-40, 40, (36, 48, 3))
+                pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(home / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished plain run on tiny_cars: bundle/, metrics.json, config.yaml, log.csv."""
+    from vmmr.recipes import recipe
+    from vmmr.training.run import train
+
+    out = tmp_path_factory.mktemp("runs") / "plain"
+    config = recipe("plain").with_(
+        backbone="test_resnet", size=32, crop=1.0, epochs=4, batch_size=8, lr=5e-3, trunk_lr=5e-3, near_duplicates=False
+    )
+    train(config, tiny_cars, out, progress=False)
+    return out
