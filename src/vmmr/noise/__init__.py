@@ -1,0 +1,27 @@
+"""Clean to degraded, batched, on the tensor's device: single corruptions (`OPS`) and what training draws from."""
+
+from __future__ import annotations
+
+from vmmr.noise.ops import HELD_OUT_OPS, OPS, TRAIN_OPS, Op
+from vmmr.noise.training import GaussianNoise, PublishedNoise, StrongNoise, TrainingNoise, clean, published
+
+__all__ = [
+    "HELD_OUT_OPS",
+    "OPS",
+    "TRAINING_NOISE",
+    "TRAIN_OPS",
+    "GaussianNoise",
+    "Op",
+    "PublishedNoise",
+    "StrongNoise",
+    "TrainingNoise",
+    "clean",
+    "published",
+]
+
+TRAINING_NOISE: dict[str, TrainingNoise] = {
+    "gaussian": GaussianNoise(),
+    "none": clean,
+    "published": published,
+    "strong": StrongNoise(),
+}
