@@ -1,0 +1,246 @@
+"""A model on disk: a flat folder of safetensors and JSON, with names, sizes and SHA-256 of everything in it.
+
+    bundle/
+      weights.safetensors   the network's tensors; a plain bundle holds exactly the timm model's
+      config.json           kind, backbone, options, classes
+      taxonomy.json         class -> make, model, year
+      preprocess.json       bytes -> input
+      card.md               where it comes from
+      manifest.json         {"files": {name: {"size", "sha256"}}}
+
+Reading trusts nothing: only listed names, regular files, no links, sizes capped before parsing, hashes before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from vmmr.data.preprocess import Preprocess
+from vmmr.errors import BundleError, ConfigError, DataError
+from vmmr.models import Backbone, ProgressiveNetwork
+from vmmr.models.heads import HeadForm
+from vmmr.taxonomy import MAX_NODES, Taxonomy
+
+import timm  # isort: skip
+
+__all__ = ["OPTIONS", "Bundle", "ModelSpec", "build_network", "read_bundle", "write_bundle"]
+
+_FORMAT, _VERSION = "vmmr-bundle", 1
+OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "act_layer": str,
+    "drop_path_rate": (int, float),
+    "drop_rate": (int, float),
+    "img_size": int,
+    "output_stride": int,
+    "pad_type": str,
+    "window_size": int,
+}
+"""The arguments of timm.create_model that a model on disk may carry, and their types."""
+
+_NAMES = ("weights.safetensors", "config.json", "taxonomy.json", "preprocess.json", "card.md")
+_MAX_WEIGHTS, _MAX_TEXT = 2 * 2**30, 32 * 2**20
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build the network that the weights fit: config.json.
+
+    kind: plain (a timm classifier and nothing else) or progressive (with denoising-recognition heads).
+    mean, std: the backbone's input statistics on [0, 1].
+    """
+
+    kind: Literal["plain", "progressive"]
+    backbone: str
+    classes: int
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    heads: HeadForm = "lean"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        # A spec may come from a stranger's bundle: no name that timm would fetch, no option that names a file.
+        if self.kind not in ("plain", "progressive") or self.heads not in get_args(HeadForm):
+            raise ConfigError("no such kind of network", got=f"kind={self.kind!r}, heads={self.heads!r}")
+        if not isinstance(self.backbone, str) or ":" in self.backbone or not timm.is_model(self.backbone):
+            raise ConfigError(
+                "timm has no such backbone", got=repr(self.backbone), do="pick a name from timm.list_models()"
+            )
+        if type(self.classes) is not int or not 1 <= self.classes <= MAX_NODES:
+            raise ConfigError("the number of classes is out of range", got=repr(self.classes))
+        if not isinstance(self.backbone_options, dict):
+            raise ConfigError("backbone_options is a mapping", got=repr(self.backbone_options))
+        for name, value in self.backbone_options.items():
+            if name not in OPTIONS or not isinstance(value, OPTIONS[name]) or isinstance(value, bool):
+                raise ConfigError(
+                    "a bundle cannot carry this backbone option",
+                    got=f"{name}={value!r}",
+                    do=f"use {', '.join(OPTIONS)}",
+                )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            numbers = len(values) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+            if not numbers or (name == "std" and min(values) <= 0):
+                raise ConfigError(f"{name} needs three finite numbers, std above 0", got=repr(values))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory: verified, not yet a network. `name` is its folder's name; `digest` that of its manifest."""
+
+    spec: ModelSpec
+    taxonomy: Taxonomy
+    preprocess: Preprocess
+    tensors: dict[str, Tensor]
+    card: str
+    name: str = ""
+    digest: str = ""
+
+    def network(self) -> Backbone | ProgressiveNetwork:
+        """The network with these weights, in evaluation mode, for images in [-1, 1]."""
+        try:
+            network = build_network(self.spec)
+        except ConfigError as error:
+            raise BundleError(f"the config.json of {self.name} describes no network", got=error) from error
+        target: nn.Module = network.model if isinstance(network, Backbone) else network
+        try:
+            target.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            raise BundleError(
+                f"the weights of {self.name} do not fit its config.json", got=str(error).split("\n")[1:2]
+            ) from error
+        return network.eval()
+
+
+def build_network(spec: ModelSpec) -> Backbone | ProgressiveNetwork:
+    """A fresh network as the spec says."""
+    backbone = Backbone(spec.backbone, spec.classes, mean=spec.mean, std=spec.std, options=spec.backbone_options)
+    return backbone if spec.kind == "plain" else ProgressiveNetwork(backbone, spec.classes, spec.heads)
+
+
+def write_bundle(folder: Path, bundle: Bundle) -> Path:
+    """Write all files beside the target and rename the folder into place; an earlier bundle there is replaced.
+
+    A run that dies leaves the earlier bundle or none, never half of one.
+    """
+    payload = {
+        "weights.safetensors": save({k: v.contiguous() for k, v in bundle.tensors.items()}),
+        "config.json": _json({"format": _FORMAT, "version": _VERSION, **asdict(bundle.spec)}),
+        "taxonomy.json": bundle.taxonomy.to_json().encode(),
+        "preprocess.json": bundle.preprocess.to_json().encode(),
+        "card.md": bundle.card.encode(),
+    }
+    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in payload.items()}
+    payload["manifest.json"] = _json({"format": _FORMAT, "version": _VERSION, "files": files})
+    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+        raise BundleError("this folder is no bundle", got=str(folder), do="name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    for stray in (draft, old):
+        shutil.rmtree(stray, ignore_errors=True)
+    draft.mkdir()
+    try:
+        for name, data in payload.items():
+            with (draft / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Verify and read a bundle. BundleError says which file is missing, altered, linked, oversized or malformed."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise BundleError("no such bundle", got=str(root), do="name the folder that holds manifest.json")
+    listing = _read(root, "manifest.json", _MAX_TEXT)
+    manifest = _parse(listing, "manifest.json")
+    if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
+        raise BundleError("manifest.json is of another format or version", do="write the bundle anew")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or sorted(files) != sorted(_NAMES):
+        raise BundleError("manifest.json does not list a bundle's files", got=str(files)[:200])
+    payload = {}
+    for name in _NAMES:
+        data = _read(root, name, _MAX_WEIGHTS if name == "weights.safetensors" else _MAX_TEXT)
+        digest = hashlib.sha256(data).hexdigest()
+        if not isinstance(files[name], dict) or files[name].get("sha256") != digest:
+            raise BundleError(f"{name} was altered after the bundle was written", got=f"SHA-256 {digest[:16]}")
+        payload[name] = data
+    config = _parse(payload["config.json"], "config.json")
+    if config.pop("format", None) != _FORMAT or config.pop("version", None) != _VERSION:
+        raise BundleError("config.json is of another format or version", do="write the bundle anew")
+    _parse(payload["preprocess.json"], "preprocess.json")
+    try:
+        config["mean"], config["std"] = tuple(config["mean"]), tuple(config["std"])
+        spec = ModelSpec(**config)
+        taxonomy = Taxonomy.from_json(payload["taxonomy.json"].decode())
+        preprocess = Preprocess.from_json(payload["preprocess.json"].decode())
+        tensors = load(payload["weights.safetensors"])
+        card = payload["card.md"].decode()
+    except (TypeError, KeyError, UnicodeDecodeError, SafetensorError, ConfigError, DataError) as error:
+        raise BundleError(f"the bundle {root.name} is malformed", got=error) from error
+    if spec.classes != len(taxonomy):
+        raise BundleError(
+            f"config.json and taxonomy.json of {root.name} disagree",
+            got=f"{spec.classes} outputs, {len(taxonomy)} classes",
+        )
+    return Bundle(spec, taxonomy, preprocess, tensors, card, root.name, hashlib.sha256(listing).hexdigest())
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def _parse(data: bytes, name: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        document = dict(pairs)
+        if len(document) != len(pairs):
+            raise BundleError(f"{name} has a key twice")
+        return document
+
+    try:
+        document = json.loads(data, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} is no JSON", got=error) from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{name} is no JSON object", got=type(document).__name__)
+    return document
+
+
+def _read(root: Path, name: str, most: int) -> bytes:
+    if not re.fullmatch(r"[a-z]+\.[a-z]+", name):
+        raise BundleError("a bundle holds no such name", got=repr(name))
+    try:
+        descriptor = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise BundleError(f"cannot open {name} of the bundle {root.name}", got=error.strerror) from error
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+        os.close(descriptor)
+        raise BundleError(f"{name} is no plain file of its own", do="copy the bundle instead of linking it")
+    with os.fdopen(descriptor, "rb") as file:
+        if facts.st_size > most:
+            raise BundleError(f"{name} is too large", got=f"{facts.st_size} bytes", do=f"at most {most}")
+        return file.read(most + 1)
