@@ -1,0 +1,153 @@
+"""The settings of one training run: one frozen definition that is Python, YAML and command line at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vmmr.errors import ConfigError
+
+__all__ = ["TrainConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. A recipe fills it in; flags and YAML override single fields; contradictions are refused.
+
+    Attributes:
+        method: what is trained: plain, pmal (the teacher) or pmd (the student of a teacher).
+        mode: published follows the authors to the letter, fast is ours. Plain training has no modes.
+        backbone: any timm name.
+        backbone_options: further arguments of timm.create_model, for example {"pad_type": "same"}.
+        weights: local .safetensors file with the backbone's starting weights.
+        pretrained: let timm load its own weights instead.
+        statistics: input statistics: half (mean and std 0.5) or backbone (those of timm's pretrained_cfg).
+        size: side of the square input, in pixels.
+        crop: input side over resized side; the rest is room for random crops (PMAL: 448 / 550).
+        resize: squash ignores the aspect, shortest keeps it and crops, letterbox keeps it and pads.
+        padding: black border, in pixels, before the random crop.
+        epochs: passes over the training images.
+        batch_size: images a batch, over all devices together; an incomplete last batch is skipped.
+        balanced: draw every class equally often instead of every image once.
+        optimizer: sgd (momentum 0.9) or adamw.
+        lr: peak learning rate of heads, decoders and classifier.
+        trunk_lr: peak learning rate of the trunk.
+        weight_decay: applied to everything by sgd, to matrices and kernels only by adamw.
+        schedule: epoch_cosine is constant within an epoch (published), one_cycle warms up and anneals each step.
+        warmup: share of the run that one_cycle warms up.
+        clip_norm: largest joint gradient norm; 0 for none.
+        smoothing: label smoothing.
+        sam_rho: radius of sharpness-aware minimisation; 0 for none.
+        sam_every: take the sharpness-aware gradient every so many steps, plain ones between.
+        noise: what training draws from: none, published, gaussian or strong.
+        heads: form of the denoising-recognition heads: published or lean.
+        restoration_loss: charbonnier (published) or mse.
+        alpha: weight of the restoration loss.
+        dense_zero_grads: unused parameters get zero gradients (momentum and decay go on) instead of none.
+        norm_updates: which training passes change BatchNorm running statistics: all, or those of whole-network passes.
+        feature_weight: weight of the student's feature terms (published 100).
+        relative_features: divide each feature term by the teacher's mean square.
+        logit_weight: weight of the student's logit term.
+        student_init: fresh starts as `weights` say, teacher copies the teacher's trunk.
+        distil_share: share of the epochs in which the teacher is asked; labels alone after that (published 0.5).
+        ema: decay of the weight average that is evaluated and kept; 0 for none.
+        precision: 32-true or bf16-mixed, as in Lightning Fabric.
+        channels_last: memory layout of images and weights.
+        val_fraction: share of the training images carved out for validation where the data has no such split.
+        near_duplicates: keep near duplicates together when carving, not only identical files.
+        checkpoint_minutes: write a checkpoint at least so often, and after every epoch.
+        memory_gib: hold the decoded images in memory up to this size, decode on demand beyond.
+        seed: of everything drawn.
+    """
+
+    method: Literal["plain", "pmal", "pmd"] = "plain"
+    mode: Literal["published", "fast"] = "fast"
+    backbone: str = "mobilenetv2_100"
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    pretrained: bool = False
+    statistics: Literal["half", "backbone"] = "half"
+    size: int = 128
+    crop: float = 0.875
+    resize: Literal["squash", "shortest", "letterbox"] = "squash"
+    padding: int = 0
+    epochs: int = 8
+    batch_size: int = 32
+    balanced: bool = False
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 4e-3
+    trunk_lr: float = 1e-3
+    weight_decay: float = 0.05
+    schedule: Literal["epoch_cosine", "one_cycle"] = "one_cycle"
+    warmup: float = 0.25
+    clip_norm: float = 0.0
+    smoothing: float = 0.1
+    sam_rho: float = 0.0
+    sam_every: int = 1
+    noise: Literal["none", "published", "gaussian", "strong"] = "none"
+    heads: Literal["published", "lean"] = "lean"
+    restoration_loss: Literal["charbonnier", "mse"] = "charbonnier"
+    alpha: float = 1.0
+    dense_zero_grads: bool = False
+    norm_updates: Literal["all", "whole"] = "all"
+    feature_weight: float = 1.0
+    relative_features: bool = True
+    logit_weight: float = 1.0
+    student_init: Literal["fresh", "teacher"] = "teacher"
+    distil_share: float = 1.0
+    ema: float = 0.0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    channels_last: bool = True
+    val_fraction: float = 0.1
+    near_duplicates: bool = True
+    checkpoint_minutes: float = 5.0
+    memory_gib: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def refuse(what: str, do: str, *fields: str) -> None:
+            raise ConfigError(what, got=", ".join(f"{name}={getattr(self, name)!r}" for name in fields), do=do)
+
+        for name in ("size", "epochs", "batch_size", "sam_every"):
+            if getattr(self, name) < 1:
+                refuse(f"{name} must be at least 1", "raise it", name)
+        weights = ("alpha", "feature_weight", "logit_weight")
+        for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", *weights, "padding", "memory_gib"):
+            if not getattr(self, name) >= 0:
+                refuse(f"{name} must not be negative", "raise it", name)
+        for name in ("crop", "distil_share"):
+            if not 0 < getattr(self, name) <= 1:
+                refuse(f"{name} is a share", "pass a value in (0, 1]", name)
+        for name in ("smoothing", "ema", "warmup", "val_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                refuse(f"{name} out of range", "pass a value in [0, 1)", name)
+        if self.weights is not None and self.pretrained:
+            refuse("two sources of starting weights", "give one of them", "weights", "pretrained")
+        if self.batch_size < 2:
+            refuse("batch statistics need two images", "raise it", "batch_size")
+        if self.mode == "published" and self.method == "pmal" and self.noise != "published":
+            refuse("published PMAL has one noise model", "use noise='published' or mode='fast'", "mode", "noise")
+        if self.mode == "published" and self.method == "pmd" and (self.noise != "none" or self.student_init != "fresh"):
+            refuse("published PMD starts fresh and sees no noise", "use mode='fast'", "mode", "noise", "student_init")
+        if self.sam_every > 1 and self.sam_rho == 0:
+            refuse("sam_every without SAM", "set sam_rho, for example 0.05", "sam_every", "sam_rho")
+        if self.method == "pmal" and self.mode == "fast" and self.noise == "none":
+            refuse("PMAL without noise has nothing to restore", "set noise", "method", "noise")
+
+    def with_(self, **changes: Any) -> TrainConfig:
+        """A copy with other values; unknown names raise ConfigError."""
+        unknown = sorted(set(changes) - set(asdict(self)))
+        if unknown:
+            raise ConfigError("no such setting", got=", ".join(unknown), do="see `vmmr train --help`")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML or JSON."""
+        return asdict(self)
+
+    def write_yaml(self, path: Path) -> None:
+        """The form that `vmmr train --config` reads."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")

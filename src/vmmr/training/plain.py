@@ -1,0 +1,47 @@
+"""Plain classification, with or without noise on the input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vmmr.config import TrainConfig
+from vmmr.models import Backbone
+from vmmr.noise import TRAINING_NOISE
+from vmmr.objectives import smoothed_kl
+from vmmr.training.method import Batch, Step
+
+__all__ = ["Plain"]
+
+
+class Plain:
+    """One step a batch: smoothed KL of the trunk's own classifier on the (noisy) images."""
+
+    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+        self.network = backbone
+        self._config = config
+        self._noise = TRAINING_NOISE[config.noise]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The classifier."""
+        return self.network.classifier_parameters()
+
+    def begin(self, batch: Batch, epoch: int) -> Batch:
+        """Nothing is shared between steps: there is one."""
+        return batch
+
+    def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
+        """One update."""
+        return (Step("classify", self._prepare, self._losses),)
+
+    def answer(self, network: nn.Module, image: Tensor) -> Tensor:
+        """The classifier's logits."""
+        logits: Tensor = network(image)["logits_0"]
+        return logits
+
+    def _prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+        return {**batch, "image": self._noise(batch["image"], generator=generator)["noisy"]}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.network(batch["image"])["logits_0"]
+        return {"classify": smoothed_kl(logits, batch["label"], self._config.smoothing)}

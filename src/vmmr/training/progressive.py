@@ -1,0 +1,135 @@
+"""PMAL: recognition and denoising trained together, head by head from shallow to deep.
+
+Source: Liu 2024, arXiv 2401.14336 (T-ITS 25(9)), and the authors' code. The published order is data:
+
+    Progressive(...).steps(0, 0)  ->  (Step(restore_1), Step(restore_2), Step(restore_3), Step(clean))
+
+Step k draws its own target g and noisy image n, classifies n at depth k, restores it, and classifies the restored
+image at depth k; nothing is detached. The clean step classifies the untouched image with all four classifiers. Each is
+one optimiser update (two passes under SAM, on the same draw).
+
+The fast mode is ours: one update a batch. A single whole forward of the noisy image serves all four classifiers and the
+decoder of one depth, which rotates from shallow to deep with the global step; the restored image is classified by a
+forward that stops at that depth.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vmmr.config import TrainConfig
+from vmmr.models import ProgressiveNetwork
+from vmmr.models.backbone import DEPTHS
+from vmmr.noise import TRAINING_NOISE
+from vmmr.objectives import RESTORATION, smoothed_kl
+from vmmr.training.method import Batch, Step
+from vmmr.training.sam import frozen_statistics
+
+__all__ = ["Progressive", "clean_losses", "restore_losses"]
+
+
+def restore_losses(
+    network: ProgressiveNetwork,
+    batch: Batch,
+    depth: int,
+    *,
+    stop: bool,
+    alpha: float = 1.0,
+    smoothing: float = 0.1,
+    restoration: str = "charbonnier",
+) -> dict[str, Tensor]:
+    """L_k = LS(p_k(n), y) + alpha * Char(r, g) + LS(p_k(r), y), as three named scalars.
+
+    batch: noisy and target [B, 3, H, W] in [-1, 1], label [B]. stop: see `ProgressiveNetwork.at_depth`.
+    """
+    noisy, label = batch["noisy"], batch["label"]
+    seen = network.at_depth(noisy, depth, stop=stop)
+    restored = network.restore(noisy, seen[f"features_{depth}"], depth)
+    again = network.at_depth(restored, depth, stop=stop)
+    return {
+        f"noisy_{depth}": smoothed_kl(seen[f"logits_{depth}"], label, smoothing),
+        f"restore_{depth}": alpha * RESTORATION[restoration](restored, batch["target"]),
+        f"restored_{depth}": smoothed_kl(again[f"logits_{depth}"], label, smoothing),
+    }
+
+
+def clean_losses(outputs: dict[str, Tensor], label: Tensor, smoothing: float = 0.1) -> dict[str, Tensor]:
+    """L_0 = LS(p_1) + LS(p_2) + LS(p_3) + 2 LS(p_0), as four named scalars."""
+    losses = {f"head_{depth}": smoothed_kl(outputs[f"logits_{depth}"], label, smoothing) for depth in DEPTHS}
+    losses["trunk"] = 2 * smoothed_kl(outputs["logits_0"], label, smoothing)
+    return losses
+
+
+class Progressive:
+    """PMAL as a method of the training loop."""
+
+    def __init__(self, network: ProgressiveNetwork, config: TrainConfig) -> None:
+        self.network = network
+        self._config = config
+        self._noise = TRAINING_NOISE[config.noise]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Heads, decoders and the trunk's classifier."""
+        network = self.network
+        return [
+            *network.heads.parameters(),
+            *network.decoders.parameters(),
+            *network.backbone.classifier_parameters(),
+        ]
+
+    def begin(self, batch: Batch, epoch: int) -> Batch:
+        """Every step draws its own noise: nothing is shared."""
+        return batch
+
+    def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
+        """Four published updates, or one fast update whose restoring depth rotates."""
+        if self._config.mode == "fast":
+            depth = DEPTHS[step % len(DEPTHS)]
+            return (Step(f"fused_{depth}", self._degrade, partial(self._fused, depth)),)
+        restoring = (Step(f"restore_{depth}", self._degrade, partial(self._restore, depth)) for depth in DEPTHS)
+        return (*restoring, Step("clean", lambda batch, generator: batch, self._clean))
+
+    def answer(self, network: nn.Module, image: Tensor) -> Tensor:
+        """The mean of the four logit vectors."""
+        assert isinstance(network, ProgressiveNetwork)
+        return network.answer(image)
+
+    def _degrade(self, batch: Batch, generator: torch.Generator) -> Batch:
+        drawn = self._noise(batch["image"], generator=generator)
+        return {"noisy": drawn["noisy"], "target": drawn["target"], "label": batch["label"]}
+
+    def _partial_pass(self) -> AbstractContextManager[None]:
+        return frozen_statistics(self.network) if self._config.norm_updates == "whole" else nullcontext()
+
+    def _restore(self, depth: int, batch: Batch) -> dict[str, Tensor]:
+        config = self._config
+        with self._partial_pass():
+            return restore_losses(
+                self.network,
+                batch,
+                depth,
+                stop=False,
+                alpha=config.alpha,
+                smoothing=config.smoothing,
+                restoration=config.restoration_loss,
+            )
+
+    def _clean(self, batch: Batch) -> dict[str, Tensor]:
+        return clean_losses(self.network(batch["image"]), batch["label"], self._config.smoothing)
+
+    def _fused(self, depth: int, batch: Batch) -> dict[str, Tensor]:
+        config, network = self._config, self.network
+        noisy, label = batch["noisy"], batch["label"]
+        outputs = network(noisy)
+        restored = network.restore(noisy, outputs[f"features_{depth}"], depth)
+        with self._partial_pass():
+            again = network.at_depth(restored, depth, stop=True)
+        return {
+            **clean_losses(outputs, label, config.smoothing),
+            f"restore_{depth}": config.alpha * RESTORATION[config.restoration_loss](restored, batch["target"]),
+            f"restored_{depth}": smoothed_kl(again[f"logits_{depth}"], label, config.smoothing),
+        }

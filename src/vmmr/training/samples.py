@@ -1,0 +1,100 @@
+"""From a manifest to what a run learns from and is judged by: leakage-free, decoded, labelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmmr.config import TrainConfig
+from vmmr.data.check import duplicate_groups
+from vmmr.data.manifest import Manifest
+from vmmr.data.pixels import Pixels
+from vmmr.data.preprocess import Preprocess
+from vmmr.data.splits import carve_validation, drop_test_duplicates, require_no_leakage, split_hash, training_view
+from vmmr.errors import DataError
+from vmmr.taxonomy import Taxonomy
+
+__all__ = ["Samples", "Side", "open_samples", "open_side"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images of one split: decoded pixels, and labels int64 [N]."""
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run learns from (train) and selects by (validation). Test images are in neither.
+
+    dropped: rows left out of both because the same picture is a test image; splits: hash of who is where.
+    """
+
+    train: Side
+    validation: Side
+    taxonomy: Taxonomy
+    preprocess: Preprocess
+    dropped: int
+    splits: str
+
+
+def open_side(manifest: Manifest, preprocess: Preprocess, *, memory_gib: float = 4.0, progress: bool = False) -> Side:
+    """Decode the rows of a manifest, cropped to their boxes where they have one."""
+    pixels = Pixels(
+        [Path(p) for p in manifest.path_list()],
+        preprocess,
+        boxes=manifest.boxes,
+        memory_gib=memory_gib,
+        progress=progress,
+    )
+    return Side(pixels, manifest.labels)
+
+
+def open_samples(
+    manifest: Manifest, config: TrainConfig, *, taxonomy: Taxonomy | None = None, progress: bool = False
+) -> Samples:
+    """Carve validation from the training rows (unless there is one), keep duplicates together, refuse leaks, decode.
+
+    A training row whose picture is also a test row is left out and counted. taxonomy: that of a teacher; otherwise it
+    is built from the rows. Raises DataError when nothing is left to train on or to select by, LeakageError when a test
+    image would reach training.
+    """
+    if taxonomy is not None:
+        manifest = manifest.with_taxonomy(taxonomy)
+    groups = duplicate_groups([Path(p) for p in manifest.path_list()], near=config.near_duplicates, progress=progress)
+    unused = int((manifest.splits == "").sum()) if (manifest.splits == "train").any() else 0
+    manifest = drop_test_duplicates(manifest, groups)
+    dropped = int((manifest.splits == "").sum()) - unused
+    if not (manifest.splits == "val").any():
+        manifest = carve_validation(manifest, config.val_fraction, config.seed, groups=groups)
+    train = training_view(manifest)
+    if not (manifest.splits == "val").any():
+        raise DataError(
+            "no image is left to validate with",
+            got=f"val_fraction={config.val_fraction} of {len(train)} images in {len(manifest.taxonomy)} classes",
+            do="raise val_fraction, or mark some rows with the split val",
+        )
+    validation = manifest.split("val")
+    if not len(train):
+        raise DataError("no training images", got=repr(manifest), do="check the split column")
+    if (manifest.splits == "test").any():
+        require_no_leakage(train, manifest.split("test"))
+        require_no_leakage(validation, manifest.split("test"))
+    preprocess = Preprocess(height=config.size, width=config.size, resize=config.resize, crop=config.crop)
+    half = config.memory_gib / 2
+    return Samples(
+        train=open_side(train, preprocess, memory_gib=half, progress=progress),
+        validation=open_side(validation, preprocess, memory_gib=half, progress=progress),
+        taxonomy=manifest.taxonomy,
+        preprocess=preprocess,
+        dropped=dropped,
+        splits=split_hash(manifest),
+    )
