@@ -1,0 +1,260 @@
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `predict`, `data import | check | render`, `demo`.
+
+The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
+(`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+import vmmr
+from vmmr.config import TrainConfig
+from vmmr.data.datasets import DATASETS
+from vmmr.errors import ConfigError, DataError, VmmrError
+from vmmr.recipes import RECIPES, recipe
+
+__all__ = ["main"]
+
+_PICTURES = (".jpeg", ".jpg", ".png", ".webp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit status: 0, 1 (predict: some image could not be read), 2 (a mistake)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser(words).parse_args(words)
+        return _VERBS[args.verb](args[args.verb])
+    except VmmrError as error:
+        print(f"vmmr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vmmr: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left: nothing more to say, not even while Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(words: Sequence[str]) -> ArgumentParser:
+    root = ArgumentParser(prog="vmmr", description="Vehicle make and model recognition that holds up in bad images.")
+    root.add_argument("--version", action="version", version=f"vmmr {vmmr.__version__}")
+    verbs = root.add_subcommands(dest="verb")
+
+    train = ArgumentParser(
+        description="Train with a recipe; leaves bundle/, metrics.json, config.yaml and logs in DIR."
+    )
+    train.add_argument("--recipe", default="plain", choices=list(RECIPES), help="where the settings start from")
+    _training_flags(train, words, "plain")
+    train.add_argument("--teacher", default=None, type=str, help="progressive bundle, for the pmd recipes")
+    verbs.add_subcommand("train", train, help="train with a recipe")
+
+    distil = ArgumentParser(description="Distil a progressive teacher into its plain backbone.")
+    distil.add_argument("--teacher", required=True, type=str, help="bundle of a pmal recipe")
+    students = [name for name in RECIPES if recipe(name).method == "pmd"]
+    distil.add_argument("--recipe", default="pmd_fast", choices=students, help="where the settings start from")
+    _training_flags(distil, words, "pmd_fast")
+    verbs.add_subcommand("distil", distil, help="distil a teacher into a plain backbone")
+
+    evaluate = ArgumentParser(description="Accuracy of a bundle on one split, clean and noisy.")
+    evaluate.add_argument("bundle", type=str, help="bundle folder")
+    evaluate.add_argument("--data", required=True, type=str, help="manifest file or folder")
+    evaluate.add_argument("--split", default="test", type=str, help="split to evaluate")
+    evaluate.add_argument("--noise", action="store_true", help="also under Gaussian noise and every corruption")
+    evaluate.add_argument("--severities", nargs="+", type=float, default=[3.0], help="of the corruptions, in [0, 5]")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the noise")
+    evaluate.add_argument("--json", default=None, type=str, metavar="FILE", help="write the result here")
+    verbs.add_subcommand("evaluate", evaluate, help="accuracy, clean and noisy")
+
+    predict = ArgumentParser(description="Name the vehicles in pictures.")
+    predict.add_argument("bundle", type=str, help="bundle folder")
+    predict.add_argument("images", nargs="+", type=str, help="pictures, or folders of pictures")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line")
+    predict.add_argument("--top", type=int, default=5, help="candidates an answer, itself included")
+    verbs.add_subcommand("predict", predict, help="name the vehicles in pictures")
+
+    data = ArgumentParser(description="Tables of images: import, check, render.")
+    verbs.add_subcommand("data", data, help="import, check or render images")
+    tables = data.add_subcommands(dest="task")
+    imported = ArgumentParser(description="Write a known data set as a manifest.")
+    imported.add_argument("format", choices=list(DATASETS), help="data set")
+    imported.add_argument("root", type=str, help="its folder")
+    imported.add_argument("--out", required=True, type=str, help="manifest to write, .csv or .parquet")
+    imported.add_argument("--strict", action="store_true", help="refuse missing images instead of counting them")
+    tables.add_subcommand("import", imported, help="write a known data set as a manifest")
+    check = ArgumentParser(description="Look for missing, unreadable and duplicate images, and at the class balance.")
+    check.add_argument("source", type=str, help="manifest file or folder")
+    check.add_argument("--json", default=None, type=str, metavar="FILE", help="write the findings here")
+    tables.add_subcommand("check", check, help="find what is wrong with a data set")
+    render = ArgumentParser(description="Draw a labelled set of vehicles, with train and test splits.")
+    render.add_argument("--out", required=True, type=str, help="new folder")
+    render.add_argument("--train", type=int, default=40, help="training pictures of each model and year")
+    render.add_argument("--test", type=int, default=10, help="test pictures of each model and year")
+    render.add_argument("--size", type=int, default=128, help="pixels a side")
+    render.add_argument("--seed", type=int, default=0, help="of world and pictures")
+    tables.add_subcommand("render", render, help="draw a labelled set of vehicles")
+
+    demo = ArgumentParser(description="Render, train, distil, evaluate, report, predict: the whole way in six minutes.")
+    demo.add_argument("--out", default="demo", type=str, help="folder for data, bundles and report")
+    demo.add_argument("--seed", type=int, default=0, help="of everything")
+    verbs.add_subcommand("demo", demo, help="the whole way, on rendered vehicles")
+    return root
+
+
+def _training_flags(parser: ArgumentParser, words: Sequence[str], default: str) -> None:
+    """The fields of TrainConfig as flags; the recipe that the command line names gives their defaults, and the teacher,
+    where it names one, those of backbone and input."""
+    parser.add_argument("--data", required=True, type=str, help="manifest file or folder")
+    parser.add_argument("--out", required=True, type=str, help="folder for the run")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--accelerator", default="auto", type=str, help="auto, cpu or gpu")
+    parser.add_argument("--config", action="config", help="YAML file with settings, as a run leaves it")
+    parser.add_class_arguments(TrainConfig)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default=default)
+    first.add_argument("--teacher")
+    named = first.parse_known_args(words)[0]
+    if named.recipe in RECIPES:  # another name is refused by the parser itself, with the choices
+        parser.set_defaults(recipe(named.recipe).to_dict())
+    if named.teacher is not None:
+        from vmmr.export.bundle import read_bundle
+
+        teacher = read_bundle(named.teacher)
+        parser.set_defaults(
+            backbone=teacher.spec.backbone,
+            backbone_options=teacher.spec.backbone_options,
+            size=teacher.preprocess.height,
+            crop=teacher.preprocess.crop,
+            resize=teacher.preprocess.resize,
+        )
+
+
+def _train(args: Namespace) -> int:
+    from vmmr.training.run import train  # slow to import
+
+    config = TrainConfig(**{field.name: args[field.name] for field in fields(TrainConfig)})
+    metrics = train(config, args.data, args.out, teacher=args.teacher, resume=args.resume, accelerator=args.accelerator)
+    if metrics:  # the first process of several
+        shown = {key: round(metrics[key], 4) for key in ("val_top1", "test_top1") if key in metrics}
+        print(json.dumps({"bundle": str(Path(args.out) / "bundle"), **shown}))
+    return 0
+
+
+def _evaluate(args: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vmmr.data.manifest import Manifest
+    from vmmr.evaluation.evaluate import evaluate
+    from vmmr.evaluation.robustness import noise_curve
+    from vmmr.export.bundle import read_bundle
+
+    bundle = read_bundle(args.bundle)
+    manifest = Manifest.load(args.data).split(args.split)
+    wanted = noise_curve(args.severities) if args.noise else ["clean"]
+    result = evaluate(bundle, manifest, wanted=wanted, seed=args.seed, progress=True)
+    table = Table("condition", "top-1", "top-5", title=f"{args.bundle}: {result['images']} images, split {args.split}")
+    for name, scores in result["conditions"].items():
+        table.add_row(name, f"{scores['top1']:.1%}", f"{scores['top5']:.1%}")
+    Console().print(table)
+    if args.json:
+        _write_json(args.json, {"bundle": args.bundle, "split": args.split, "seed": args.seed, **result})
+    return 0
+
+
+def _predict(args: Namespace) -> int:
+    from vmmr.answer import Answer
+    from vmmr.recognizer import load
+
+    recognizer = load(args.bundle)
+    failed = False
+    paths = _pictures(args.images)
+    for start in range(0, len(paths), recognizer.batch_size):
+        part = paths[start : start + recognizer.batch_size]
+        for path, answer in zip(part, recognizer.answers(part, top=args.top), strict=True):
+            if isinstance(answer, Answer):
+                print(json.dumps({"path": path, **answer.to_dict()}) if args.json else f"{path}: {answer}", flush=True)
+            else:
+                failed = True
+                print(json.dumps({"path": path, "error": str(answer)}) if args.json else f"{path}: error: {answer}")
+    return 1 if failed else 0
+
+
+def _pictures(sources: Sequence[str]) -> list[str]:
+    """Files as they are named, folders as the pictures below them, in order."""
+    found: list[str] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            below = sorted(str(p) for p in source.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+            if not below:
+                raise DataError("no pictures in this folder", got=source, do=f"it needs {', '.join(_PICTURES)} files")
+            found += below
+        else:
+            found.append(str(source))
+    return found
+
+
+def _data(args: Namespace) -> int:
+    task = args[args.task]
+    if args.task == "import":
+        manifest = DATASETS[task.format](Path(task.root), strict=task.strict)
+        manifest.write(task.out)
+        print(manifest)
+    elif args.task == "check":
+        import rich
+
+        from vmmr.data.check import check_manifest
+        from vmmr.data.manifest import Manifest
+
+        report = check_manifest(Manifest.load(task.source), progress=True)
+        rich.print(report)
+        if task.json:
+            _write_json(task.json, report.to_dict())
+    else:
+        from vmmr.data.rendered import World, write_dataset
+
+        counts = {"train": task.train, "test": task.test}
+        print(write_dataset(task.out, world=World(task.seed), per_class=counts, size=task.size, seed=task.seed))
+    return 0
+
+
+def _demo(args: Namespace) -> int:
+    from vmmr.demo import run_demo  # slow to import
+
+    run_demo(Path(args.out), seed=args.seed)
+    return 0
+
+
+def _write_json(path: str, document: dict[str, Any]) -> None:
+    """All or nothing."""
+    target = Path(path)
+    try:
+        handle, draft = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(target)
+    except OSError as error:
+        raise ConfigError("cannot write the JSON file", got=error, do="name a file in an existing folder") from error
+
+
+_VERBS = {
+    "data": _data,
+    "demo": _demo,
+    "distil": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "train": _train,
+}

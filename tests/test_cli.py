@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmmr.cli import main
+from vmmr.config import TrainConfig
+from vmmr.data.manifest import Manifest
+
+TINY = ["--backbone", "test_resnet", "--size", "32", "--crop", "1.0", "--batch_size", "8", "--near_duplicates", "false"]
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_train_distil_evaluate_predict(tiny_cars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    data = ["--data", str(tiny_cars)]
+    assert main(["train", "--recipe", "pmal_fast", *data, "--out", str(teacher), "--epochs", "2", *TINY]) == 0
+    metrics = json.loads((teacher / "metrics.json").read_text())
+    assert 0 <= metrics["val_top1"] <= 1
+    assert metrics["test_images"] == 12
+    assert not (teacher / "checkpoints").exists()
+    words = ["--teacher", str(teacher / "bundle"), *data, "--out", str(student), "--epochs", "2", "--batch_size", "8"]
+    assert main(["distil", *words, "--near_duplicates", "false"]) == 0
+    # Backbone and input came from the teacher.
+    assert yaml.safe_load((student / "config.yaml").read_text())["backbone"] == "test_resnet"
+    capsys.readouterr()
+
+    report = tmp_path / "report.json"
+    assert main(["evaluate", str(student / "bundle"), *data, "--noise", "--json", str(report)]) == 0
+    document = json.loads(report.read_text())
+    assert document["images"] == 12
+    assert {"clean", "gaussian_0.4", "fog@3"} <= set(document["conditions"])
+    assert document["conditions"]["clean"]["top1"] == pytest.approx(
+        json.loads((student / "metrics.json").read_text())["test_top1"]
+    )
+    capsys.readouterr()
+
+    assert main(["predict", str(student / "bundle"), str(tiny_cars / "test"), "--json"]) == 0
+    answers = lines(capsys)
+    assert len(answers) == 12
+    assert set(answers[0]) == {"path", "make", "model", "year", "confidence", "alternatives"}
+
+
+def test_predict_answers_the_others_and_ends_with_1(
+    tiny_cars: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = str(tiny_cars / "test" / "Audi" / "A4" / "2012" / "0.png")
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture at all")
+    gone = str(tmp_path / "gone.jpg")
+    assert main(["predict", str(tiny_run / "bundle"), good, str(bad), gone, good, "--json"]) == 1
+    found = lines(capsys)
+    assert [("error" in line) for line in found] == [False, True, True, False]
+    assert found[0] == found[3]
+    assert "bad.jpg" in str(found[1]["error"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "nowhere", "--out", "x"], "nowhere"),
+        (["train", "--recipe", "pmal_fast", "--noise", "none", "--data", ".", "--out", "x"], "nothing to restore"),
+        (["train", "--recipe", "pmd_fast", "--data", ".", "--out", "x"], "vmmr distil"),
+        (["distil", "--teacher", "nowhere", "--data", ".", "--out", "x"], "no such bundle"),
+        (["predict", "nowhere", "a.jpg"], "no such bundle"),
+        (["data", "check", "nowhere.csv"], "nowhere.csv"),
+        (["train", "--backbone", "no_such_net", "--data", "CARS", "--out", "OUT"], "no_such_net"),
+        (["train", "--weights", "x.pt", "--data", "CARS", "--out", "OUT", "--backbone", "test_resnet"], ".safetensors"),
+        (["train", "--batch_size", "4000", "--data", "CARS", "--out", "OUT", *TINY[:6]], "batch"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(
+    words: list[str], message: str, tiny_cars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"CARS": str(tiny_cars), "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vmmr: ")
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(
+    tiny_cars: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (tiny_run / "metrics.json").read_bytes()
+    assert main(["train", "--data", str(tiny_cars), "--out", str(tiny_run), *TINY]) == 2
+    assert "holds a run" in capsys.readouterr().err
+    assert (tiny_run / "metrics.json").read_bytes() == before
+
+
+def test_a_test_only_manifest_is_refused_for_training(
+    tiny_cars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest.load(tiny_cars).split("test")
+    manifest.write(tmp_path / "test.csv")
+    assert main(["train", "--data", str(tmp_path / "test.csv"), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_the_yaml_a_run_leaves_is_its_configuration(tiny_run: Path) -> None:
+    document = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    assert set(document) == {field.name for field in fields(TrainConfig)}
+    assert TrainConfig(**document).to_dict() == document
+
+
+def test_config_file_below_flags_above_recipe(tiny_cars: Path, tiny_run: Path, tmp_path: Path) -> None:
+    words = ["--config", str(tiny_run / "config.yaml"), "--epochs", "1", "--data", str(tiny_cars)]
+    assert main(["train", *words, "--out", str(tmp_path / "again")]) == 0
+    again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    first = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    assert again == {**first, "epochs": 1}
+
+
+def test_import_and_check(tiny_cars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "manifest.csv"
+    assert main(["data", "import", "class_folders", str(tiny_cars), "--out", str(table)]) == 0
+    assert len(Manifest.load(table)) == 48
+    assert main(["data", "check", str(table), "--json", str(tmp_path / "check.json")]) == 0
+    assert json.loads((tmp_path / "check.json").read_text())["rows"] == 48
+    assert "duplicates" in capsys.readouterr().out
+
+
+def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "render", "--out", str(tmp_path / "set"), "--train", "1", "--test", "1", "--size", "32"]
+    assert main(words) == 0
+    assert len(Manifest.load(tmp_path / "set")) == 96
+
+
+def test_the_command_is_installed(tiny_cars: Path, tiny_run: Path) -> None:
+    command = Path(sys.executable).with_name("vmmr")
+    image = tiny_cars / "test" / "BMW" / "M3" / "2010" / "1.png"
+    done = subprocess.run(
+        [command, "predict", tiny_run / "bundle", image, "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["make"] == "BMW"
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("vmmr 0.")

@@ -1,0 +1,119 @@
+"""Examples run and show what they say; the Python of the README runs; commands on pages are understood."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vmmr import cli
+from vmmr.data.preprocess import Preprocess
+from vmmr.export.bundle import Bundle, ModelSpec, build_network, write_bundle
+from vmmr.models import Backbone
+from vmmr.noise import OPS
+from vmmr.taxonomy import Taxonomy
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+
+
+def _names(stem: str) -> dict[str, Any]:
+    """What an example defines, without running its main."""
+    (path,) = (path for path in EXAMPLES if path.stem == stem)
+    return runpy.run_path(str(path))
+
+
+def test_no_example_is_left_out_of_this_file() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [path.stem for path in EXAMPLES if f'_names("{path.stem}")' not in text] == []
+    assert [path.stem for path in EXAMPLES if len(path.read_text(encoding="utf-8").splitlines()) >= 100] == []
+
+
+def test_plain_loop_takes_the_four_published_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    history = _names("plain_loop_pmal")["main"](batches=2)
+    restoring = [f"{kind}_{depth}" for depth in (1, 2, 3) for kind in ("noisy", "restore", "restored")]
+    assert [list(seen) for seen in history] == 2 * [[*restoring, "head_1", "head_2", "head_3", "trunk"]]
+    # The lean decoder starts as the identity: the first restoration error is the mean size of noise of sigma U(0, .05).
+    assert 0.01 < history[0]["restore_1"] < 0.03
+    assert history[1]["restore_1"] != history[0]["restore_1"]
+    assert "batch 1: noisy_1" in capsys.readouterr().out
+
+
+def test_noise_strip_draws_what_it_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "strip.png"
+    names = ("fog", "downscale", "gaussian")
+    strip = _names("noise_strip")["main"](picture, names=names, size=32)
+    assert strip.shape == (3, 6, 3, 32, 32)
+    assert torch.equal(strip[0, 0], strip[2, 0])  # severity 0 is the clean image, bit for bit
+    errors = (strip - strip[:, :1]).square().mean(dim=(2, 3, 4))
+    assert (errors.diff(dim=1) > 0).all()  # and every level is worse than the one before
+    with Image.open(picture) as drawn:
+        assert drawn.size == (6 * 32, 3 * 32)
+        assert drawn.getpixel((5, 7)) == tuple((strip[0, 0, :, 7, 5] * 255).round().int().tolist())
+    assert set(names) < set(OPS)
+    assert capsys.readouterr().out.count("dB") == 3
+
+
+def test_own_backbone_stops_early(capsys: pytest.CaptureFixture[str]) -> None:
+    names = _names("own_backbone")
+    found = names["taps"]("mobilenetv3_small_050", size=64)
+    assert [tap.stride for tap in found] == [8, 16, 32]
+    assert [tap.shape[2:] for tap in found] == [(8, 8), (4, 4), (2, 2)]
+    assert 0 < found[0].share < found[1].share < found[2].share <= 1
+    names["main"](["mobilenetv3_small_050"])
+    assert "depth 3: stride 32, map (1, 288, 2, 2)" in capsys.readouterr().out
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the pages speak of: an untrained teacher and student, and three files."""
+    monkeypatch.chdir(tmp_path)
+    taxonomy = Taxonomy.from_rows(["Rostad"] * 4, ["Togo", "Bomont", "Togo", "Kira"], [2012, 2011, 2016, 2013])
+    for kind, name in (("progressive", "teacher"), ("plain", "student")):
+        spec = ModelSpec(kind, "mobilenetv3_small_050", len(taxonomy))
+        network = build_network(spec)
+        tensors = (network.model if isinstance(network, Backbone) else network).state_dict()
+        write_bundle(Path("runs", name, "bundle"), Bundle(spec, taxonomy, Preprocess(32, 32), tensors, "# untrained"))
+    for name in ("car.jpg", "van.jpg"):
+        Image.new("RGB", (40, 30), (200, 30, 30)).save(name)
+    Path("broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.usefixtures("bundles")
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = _blocks(ROOT / "README.md", "python")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["answer"].make == "Rostad"
+    assert len(names["answer"].alternatives) == 3
+    assert [len(answer.alternatives) for answer in names["both"]] == [2, 2]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[2] == str(names["answer"])
+    assert lines[3].startswith("broken.jpg is corrupt or truncated")
+
+
+@pytest.mark.usefixtures("bundles")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_a_page_is_understood(page: Path) -> None:
+    """Parsed as the command line would; nothing is run."""
+    for line in "".join(_blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if "vmmr" in words[:1]:
+            cli._parser(words[1:]).parse_args(words[1:])
+
+
+def test_the_readme_shows_every_verb() -> None:
+    verbs = re.findall(r"^vmmr (\w+)", "".join(_blocks(ROOT / "README.md", "sh")), flags=re.MULTILINE)
+    assert set(verbs) == set(cli._VERBS) - {"demo"}  # which `make demo` runs

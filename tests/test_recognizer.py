@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vmmr
+from vmmr.answer import Answer
+from vmmr.errors import BundleError, DataError, ImageError
+from vmmr.export.bundle import read_bundle
+
+
+def picture(cars: Path) -> Path:
+    return cars / "test" / "BMW" / "M3" / "2010" / "0.png"
+
+
+def alike(answer: object, other: Answer) -> bool:
+    """The same candidates in the same order; a batch of another size may round differently in the last bits."""
+    assert isinstance(answer, Answer)
+    first, second = ([a, *a.alternatives] for a in (answer, other))
+    return [(c.make, c.model, c.year) for c in first] == [(c.make, c.model, c.year) for c in second] and [
+        c.confidence for c in first
+    ] == pytest.approx([c.confidence for c in second], abs=1e-6)
+
+
+def test_the_face_is_what_it_says() -> None:
+    assert sorted(vmmr.__all__) == sorted(name for name in vmmr.__all__ if hasattr(vmmr, name))
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = vmmr.nothing_here
+
+
+def test_every_kind_of_picture_gets_the_same_answer(tiny_cars: Path, tiny_run: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    path = picture(tiny_cars)
+    image = Image.open(path)
+    answers = [
+        recognizer(path),
+        recognizer(str(path)),
+        recognizer(path.read_bytes()),
+        recognizer(np.asarray(image)),
+        recognizer(image),
+        vmmr.recognize(path, bundle=tiny_run / "bundle"),
+    ]
+    assert all(answer == answers[0] for answer in answers)
+    assert all(alike(answer, answers[0]) for answer in recognizer([path, path]))
+    assert (answers[0].make, answers[0].model, answers[0].year) == ("BMW", "M3", 2010)
+
+
+def test_an_answer_is_the_softmax_of_the_plain_timm_model(tiny_cars: Path, tiny_run: Path) -> None:
+    bundle = read_bundle(tiny_run / "bundle")
+    answer = vmmr.load(tiny_run / "bundle")(picture(tiny_cars), top=3)
+    image = bundle.preprocess(np.asarray(Image.open(picture(tiny_cars)).convert("RGB")))[None]
+    with torch.no_grad():
+        expected = bundle.network().model(image).softmax(1)[0]
+    found = [answer.confidence, *(c.confidence for c in answer.alternatives)]
+    assert found == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-6)
+    assert sum(found) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(tiny_cars: Path, tiny_run: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    paths = sorted(tiny_cars.glob("test/**/*.png"))
+    together = recognizer(paths)
+    for path, answer in zip(paths, together, strict=True):
+        alone = recognizer(path)
+        assert (alone.make, alone.model) == (answer.make, answer.model)
+        assert alone.confidence == pytest.approx(answer.confidence, abs=1e-5)
+
+
+def test_grey_arrays_are_pictures_and_other_things_are_not(tiny_run: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    grey = np.full((20, 30), 90, np.uint8)
+    assert recognizer(grey) == recognizer(np.repeat(grey[..., None], 3, axis=-1))
+    with pytest.raises(DataError, match="uint8"):
+        recognizer(np.zeros((20, 30, 3), np.float32))
+    with pytest.raises(ImageError, match="no picture"):
+        recognizer(17)  # type: ignore[call-overload]
+
+
+def test_a_bad_picture_costs_only_its_own_answer(tiny_cars: Path, tiny_run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture(tiny_cars).read_bytes()[:60])
+    recognizer = vmmr.load(tiny_run / "bundle")
+    found = recognizer.answers([picture(tiny_cars), broken, picture(tiny_cars)])
+    alone = recognizer(picture(tiny_cars))
+    assert alike(found[0], alone)
+    assert alike(found[2], alone)
+    assert isinstance(found[1], ImageError)
+    assert "broken.png" in str(found[1])
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        recognizer([picture(tiny_cars), broken])
+
+
+def test_exif_orientation_of_a_pillow_image_is_applied(tiny_run: Path) -> None:
+    pixels = np.zeros((24, 48, 3), np.uint8)
+    pixels[:, :24] = (200, 40, 40)
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = io.BytesIO()
+    upright.rotate(90, expand=True).save(stored, "PNG", exif=exif)
+    recognizer = vmmr.load(tiny_run / "bundle")
+    turned = recognizer(Image.open(stored))
+    assert turned == recognizer(upright) == recognizer(stored.getvalue())
+
+
+def test_no_bundle_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such bundle"):
+        vmmr.load(tmp_path / "nowhere")
