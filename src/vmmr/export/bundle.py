@@ -185,7 +185,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     for name in _NAMES:
         data = _read(root, name, _MAX_WEIGHTS if name == "weights.safetensors" else _MAX_TEXT)
         digest = hashlib.sha256(data).hexdigest()
-        if not isinstance(files[name], dict) or files[name].get("sha256") != digest:
+        if files[name] != {"size": len(data), "sha256": digest}:
             raise BundleError(f"{name} was altered after the bundle was written", got=f"SHA-256 {digest[:16]}")
         payload[name] = data
     config = _parse(payload["config.json"], "config.json")
