@@ -255,7 +255,7 @@ def _examples(recognizers: Mapping[str, Recognizer], test: Manifest, seed: int) 
         degrade = condition(name, seed=seed + k)
         assert degrade is not None
         clean = spec.normalise(spec.centre_crop(side.pixels[np.array([k])]))
-        noisy = degrade(clean)
+        noisy = degrade(clean, np.array([k]))
         depth = DEPTHS[-1]
         restored = teacher.restore(noisy, teacher.backbone.features(noisy, depth), depth)
         label = int(side.labels[k])
