@@ -37,7 +37,9 @@ def test_train_distil_evaluate_predict(tiny_cars: Path, tmp_path: Path, capsys: 
     report = tmp_path / "report.json"
     assert main(["evaluate", str(student / "bundle"), *data, "--noise", "--json", str(report)]) == 0
     document = json.loads(report.read_text())
-    assert document["images"] == 12
+    assert document["data"] == {"split": "test", "images": 12, "classes": 3, "makes": 2}
+    assert document["bundle"]["kind"] == "plain"
+    assert document["cost"]["images_per_s"] > 0
     assert {"clean", "gaussian_0.4", "fog@3"} <= set(document["conditions"])
     assert document["conditions"]["clean"]["top1"] == pytest.approx(
         json.loads((student / "metrics.json").read_text())["test_top1"]
