@@ -38,6 +38,7 @@ def test_conditions_repeat_and_do_not_depend_on_what_went_before() -> None:
         first, second = condition(name, seed=5), condition(name, seed=5)
         assert first is not None
         assert second is not None
+        first(image, keys + 7)
         degraded = first(image, keys)
         assert torch.equal(degraded, second(image, keys))
         assert degraded.shape == image.shape

@@ -88,7 +88,7 @@ def evaluate(
     decoded: dict[str, Any] = {}
     some = np.unique(np.linspace(0, len(manifest) - 1, min(restored, len(manifest))).round().astype(np.int64))
     for name in wanted:
-        degrade = condition(name, seed=seed, device=device)
+        degrade = condition(name, seed=seed)
         logits = predict_logits(answer, network, pixels, preprocess, device=device, degrade=degrade)
         clean = logits if name == "clean" else clean
         conditions[name] = _scores(logits, manifest, temperature)

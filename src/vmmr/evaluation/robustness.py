@@ -38,24 +38,26 @@ def gaussian_noise(image: Tensor, keys: NDArray[np.int64], *, sigma: float, seed
     """
     noise = torch.empty(image.shape, dtype=image.dtype)
     for row, key in zip(noise, keys.tolist(), strict=True):
-        own = int(np.random.SeedSequence((seed, key)).generate_state(1, np.uint64)[0])
-        row.normal_(generator=torch.Generator().manual_seed(own))
+        row.normal_(generator=_generator(seed, key))
     return image + sigma * noise.to(image.device)
 
 
-def _corrupted(
-    image: Tensor, keys: NDArray[np.int64], *, name: str, severity: float, generator: torch.Generator
-) -> Tensor:
+def _generator(seed: int, key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    own = np.random.SeedSequence((seed, key)).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(own))
+
+
+def _corrupted(image: Tensor, keys: NDArray[np.int64], *, name: str, severity: float, seed: int) -> Tensor:
     unit = (image * 0.5 + 0.5).clamp(0, 1)
-    return OPS[name](unit, severity, generator=generator) * 2 - 1
+    return OPS[name](unit, severity, generator=_generator(seed, int(keys[0]), image.device)) * 2 - 1
 
 
-def condition(name: str, *, seed: int = 0, device: torch.device | str = "cpu") -> Degrade | None:
+def condition(name: str, *, seed: int = 0) -> Degrade | None:
     """What a name does to a batch in [-1, 1] whose images have these keys; None for "clean".
 
     gaussian_0.1: noise of that standard deviation. fog@3: that corruption of `vmmr.noise.OPS` at that severity in
-    [0, 5]. Every condition draws from its own generator, seeded by `seed`: the same images in the same batches meet the
-    same noise whatever else is evaluated. Raises ConfigError for other names and for a negative seed.
+    [0, 5]. What is drawn follows from `seed` and keys: the same images in the same batches meet the same noise whatever
+    was evaluated before. Raises ConfigError for other names and for a negative seed.
     """
     if seed < 0:
         raise ConfigError("a seed is not negative", got=seed)
@@ -64,8 +66,7 @@ def condition(name: str, *, seed: int = 0, device: torch.device | str = "cpu") -
     kind, at, level = name.partition("@")
     try:
         if at and kind in OPS:
-            generator = torch.Generator(device).manual_seed(seed)
-            return partial(_corrupted, name=kind, severity=float(level), generator=generator)
+            return partial(_corrupted, name=kind, severity=float(level), seed=seed)
         if name.startswith("gaussian_"):
             return partial(gaussian_noise, sigma=float(name.removeprefix("gaussian_")), seed=seed)
     except ValueError as error:
