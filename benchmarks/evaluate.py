@@ -112,7 +112,7 @@ def main() -> None:
         found = measure(args, Path(folder))
     means: dict[str, list[float]] = {}
     for name, value in found["corruption_ms"].items():
-        means.setdefault("plain Gaussian" if name.startswith("gaussian_") else name.partition("@")[0], []).append(value)
+        means.setdefault(name.partition("@")[0] if "@" in name else "plain Gaussian", []).append(value)
     print("| corruption | ms an image, mean over severities |\n|---|---|")
     for name, values in sorted(means.items(), key=lambda item: -np.mean(item[1])):
         print(f"| {name} | {np.mean(values):.2f} |")

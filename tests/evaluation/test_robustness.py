@@ -83,6 +83,7 @@ def test_the_summary_against_means_by_hand() -> None:
 def test_the_summary_says_nothing_of_what_was_not_evaluated() -> None:
     assert summary({"fog@3": 0.5}, {"fog@3": np.array([0.5])}).keys() == {"mean_corruption", "common"}
     assert summary({"clean": 0.5}, {"clean": np.array([0.5])}).keys() == {"clean"}
+    assert "gaussian" not in summary({"gaussian_blur@3": 0.5}, {"gaussian_blur@3": np.array([0.5])})
 
 
 def test_nothing_right_has_nothing_to_lose() -> None:

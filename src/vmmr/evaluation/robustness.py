@@ -104,7 +104,7 @@ def _groups(top1: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.flo
     groups = {
         "clean": [name for name in top1 if name == "clean"],
         "mean_corruption": corrupted,
-        "gaussian": [name for name in top1 if name.startswith("gaussian_")],
+        "gaussian": [name for name in top1 if name.startswith("gaussian_") and "@" not in name],  # no gaussian_blur@3
     }
     for family, kinds in FAMILIES.items():
         groups[family] = [name for name in corrupted if name.partition("@")[0] in kinds]
