@@ -79,9 +79,9 @@ def run_row(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "epochs": config.epochs,
         "seconds": metrics["train_seconds"],
         "val_top1": metrics["val_top1"],
-        "parameters": judged["parameters"],
-        "test_images": judged["images"],
-        "family_images": eighth["images"],
+        "parameters": judged["cost"]["parameters"],
+        "test_images": judged["data"]["images"],
+        "family_images": eighth["data"]["images"],
         "conditions": {**judged["conditions"], **eighth["conditions"]},
     }
     record.write_text(json.dumps(result, indent=1))

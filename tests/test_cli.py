@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -37,7 +38,9 @@ def test_train_distil_evaluate_predict(tiny_cars: Path, tmp_path: Path, capsys: 
     report = tmp_path / "report.json"
     assert main(["evaluate", str(student / "bundle"), *data, "--noise", "--json", str(report)]) == 0
     document = json.loads(report.read_text())
-    assert document["images"] == 12
+    assert document["data"] == {"split": "test", "images": 12, "classes": 3, "makes": 2}
+    assert document["bundle"]["kind"] == "plain"
+    assert document["cost"]["images_per_s"] > 0
     assert {"clean", "gaussian_0.4", "fog@3"} <= set(document["conditions"])
     assert document["conditions"]["clean"]["top1"] == pytest.approx(
         json.loads((student / "metrics.json").read_text())["test_top1"]
@@ -48,6 +51,19 @@ def test_train_distil_evaluate_predict(tiny_cars: Path, tmp_path: Path, capsys: 
     answers = lines(capsys)
     assert len(answers) == 12
     assert set(answers[0]) == {"path", "make", "model", "year", "confidence", "alternatives"}
+
+
+def test_only_validation_images_fit_a_temperature(tiny_cars: Path, tiny_run: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(tiny_cars)
+    splits = np.where(manifest.splits == "train", "val", manifest.splits)
+    manifest.with_splits(splits).write(tmp_path / "cars.csv")
+    words = ["evaluate", str(tiny_run / "bundle"), "--data", str(tmp_path / "cars.csv")]
+    temperatures = {}
+    for split in ("test", "val"):
+        assert main([*words, "--split", split, "--json", str(tmp_path / "found.json")]) == 0
+        temperatures[split] = json.loads((tmp_path / "found.json").read_text())["calibration"]["temperature"]
+    assert temperatures["test"] > 0
+    assert temperatures["val"] is None
 
 
 def test_predict_answers_the_others_and_ends_with_1(

@@ -48,7 +48,7 @@ def test_its_numbers_are_those_of_its_bundles(demo: Path, results: dict[str, Any
     wanted = ["clean", "gaussian_0.4", "rain@3"]
     bundle = read_bundle(demo / model / "bundle")
     found = evaluate(bundle, test, wanted=wanted, seed=3)
-    assert found["images"] == 16
+    assert found["data"]["images"] == 16
     assert {name: said["conditions"][name] for name in wanted} == found["conditions"]
     assert list(said["conditions"]) == noise_curve()
     network = bundle.network()

@@ -37,6 +37,7 @@ AGAINST_THE_ORDER = {
     ("training.run", "export.bundle"),  # what a run leaves, and the teacher it starts from
     ("training.run", ""),  # the version that metrics.json names
     ("evaluation.evaluate", "export.bundle"),  # what is judged is a bundle
+    ("evaluation.evaluate", ""),  # the version that the results name
 }
 
 

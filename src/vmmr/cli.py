@@ -67,13 +67,13 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     _training_flags(distil, words, "pmd_fast")
     verbs.add_subcommand("distil", distil, help="distil a teacher into a plain backbone")
 
-    evaluate = ArgumentParser(description="Accuracy of a bundle on one split, clean and noisy.")
+    evaluate = ArgumentParser(description="Accuracy, calibration and cost of a bundle on one split, clean and noisy.")
     evaluate.add_argument("bundle", type=str, help="bundle folder")
     evaluate.add_argument("--data", required=True, type=str, help="manifest file or folder")
     evaluate.add_argument("--split", default="test", type=str, help="split to evaluate")
     evaluate.add_argument("--noise", action="store_true", help="also under Gaussian noise and every corruption")
     evaluate.add_argument("--severities", nargs="+", type=float, default=[3.0], help="of the corruptions, in [0, 5]")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the noise")
+    evaluate.add_argument("--seed", type=int, default=0, help="of noise and intervals")
     evaluate.add_argument("--json", default=None, type=str, metavar="FILE", help="write the result here")
     verbs.add_subcommand("evaluate", evaluate, help="accuracy, clean and noisy")
 
@@ -161,15 +161,37 @@ def _evaluate(args: Namespace) -> int:
     from vmmr.export.bundle import read_bundle
 
     bundle = read_bundle(args.bundle)
-    manifest = Manifest.load(args.data).split(args.split)
-    wanted = noise_curve(args.severities) if args.noise else ["clean"]
-    result = evaluate(bundle, manifest, wanted=wanted, seed=args.seed, progress=True)
-    table = Table("condition", "top-1", "top-5", title=f"{args.bundle}: {result['images']} images, split {args.split}")
-    for name, scores in result["conditions"].items():
-        table.add_row(name, f"{scores['top1']:.1%}", f"{scores['top5']:.1%}")
-    Console().print(table)
+    manifest = Manifest.load(args.data)
+    document = evaluate(
+        bundle,
+        manifest.split(args.split),
+        wanted=noise_curve(args.severities) if args.noise else ["clean"],
+        seed=args.seed,
+        validation=manifest.split("val") if args.split != "val" and (manifest.splits == "val").any() else None,
+        restored=256,
+        timed=True,
+        progress=True,
+    )
+    title = f"{args.bundle}: {document['data']['images']} images, split {args.split}"
+    table = Table("condition", "top-1", "95 % interval", "top-5", "classes", "make", "ECE", title=title)
+    for name, scores in document["conditions"].items():
+        shown = [f"{scores[key]:.1%}" for key in ("top1", "top5", "macro", "make", "ece")]
+        low, high = scores["interval"]
+        table.add_row(name, shown[0], f"{low:.1%} to {high:.1%}", *shown[1:])
+    table.add_section()
+    for name, found in document["summary"].items():
+        low, high = found["interval"]
+        table.add_row(name.replace("_", " "), f"{found['value']:.1%}", f"{low:.1%} to {high:.1%}")
+    console = Console()
+    console.print(table)
+    cost, temperature = document["cost"], document["calibration"]["temperature"]
+    console.print(
+        f"{cost['parameters']:,} parameters, {cost['macs'] / 1e6:,.0f} million MACs, {cost['latency_ms']:.1f} ms an "
+        f"image, {cost['images_per_s']:.0f} images/s in batches of {cost['batch']} on {cost['device']}"
+        + (f"; temperature {temperature:.2f}" if temperature is not None else "")
+    )
     if args.json:
-        _write_json(args.json, {"bundle": args.bundle, "split": args.split, "seed": args.seed, **result})
+        _write_json(args.json, document)
     return 0
 
 

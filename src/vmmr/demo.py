@@ -255,7 +255,7 @@ def _examples(recognizers: Mapping[str, Recognizer], test: Manifest, seed: int) 
         degrade = condition(name, seed=seed + k)
         assert degrade is not None
         clean = spec.normalise(spec.centre_crop(side.pixels[np.array([k])]))
-        noisy = degrade(clean)
+        noisy = degrade(clean, np.array([k]))
         depth = DEPTHS[-1]
         restored = teacher.restore(noisy, teacher.backbone.features(noisy, depth), depth)
         label = int(side.labels[k])
@@ -296,8 +296,8 @@ def _facts(settings: DemoSettings, seed: int, run: Mapping[str, Any], test_image
         f"drawn at {settings.picture} px from the front and half front, no vehicle in two of the three",
         "Classes": f"{settings.makes * settings.models_per_make} models of {settings.makes} makes",
         "Backbone": f"{settings.backbone} from scratch at {settings.size} px",
-        "Training": f"{settings.epochs} epochs each, peak learning rate {settings.lr:g}, student {settings.student_lr:g}; "
-        f"recipes {', '.join(_RECIPES.values())}",
+        "Training": f"{settings.epochs} epochs each, peak learning rate {settings.lr:g}, "
+        f"student {settings.student_lr:g}; recipes {', '.join(_RECIPES.values())}",
         "Corruptions": "severity 3 of 5",
         "Seed": str(seed),
         "Versions": f"vmmr {vmmr.__version__}, Python {platform.python_version()}, torch {torch.__version__}, "

@@ -117,7 +117,7 @@ def train(
             bundle, manifest.split("test"), device=fabric.device, memory_gib=config.memory_gib, progress=progress
         )
         clean = judged["conditions"]["clean"]
-        metrics |= {"test_top1": clean["top1"], "test_top5": clean["top5"], "test_images": judged["images"]}
+        metrics |= {"test_top1": clean["top1"], "test_top5": clean["top5"], "test_images": judged["data"]["images"]}
     draft = out / ".metrics.json"
     draft.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     draft.replace(out / "metrics.json")
