@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,6 +15,7 @@ import yaml
 from vmmr.cli import main
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
+from vmmr.export.bundle import read_bundle
 
 TINY = ["--backbone", "test_resnet", "--size", "32", "--crop", "1.0", "--batch_size", "8", "--near_duplicates", "false"]
 
@@ -66,6 +69,47 @@ def test_only_validation_images_fit_a_temperature(tiny_cars: Path, tiny_run: Pat
     assert temperatures["val"] is None
 
 
+def test_report_card_and_compare(
+    tiny_cars: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, page, table = tmp_path / "mine" / "bundle", tmp_path / "page.html", tmp_path / "table.md"
+    shutil.copytree(tiny_run / "bundle", bundle)
+    before, report = read_bundle(bundle), tmp_path / "mine" / "report"
+    words = ["--data", str(tiny_cars), "--noise", "--report", str(report), "--card", "--licence", "CC0 (made up)"]
+    assert main(["evaluate", str(bundle), *words]) == 0
+    document = json.loads((report / "results.json").read_text())
+    after = read_bundle(bundle)
+    assert document["bundle"]["digest"] == after.digest != before.digest
+    assert after.card.startswith(before.card)
+    assert "CC0 (made up)" in after.card
+    top1 = f"{100 * document['conditions']['fog@3']['top1']:.1f} %"
+    shown = (report / "report.html").read_text(encoding="utf-8")
+    assert f'<th scope="row">fog</th><td>{top1}</td>' in re.sub(r">\s+<", "><", shown)
+    pictures = 6 * 2 + len(document["worst_classes"])  # clean and degraded; nothing is restored
+    assert shown.count("<img ") == pictures
+    assert sorted(p.name for p in report.iterdir()) == ["report.html", "results.json"]
+
+    table.write_text("# Mine\n<!-- results: generated --><!-- end of results -->\n")
+    other = tmp_path / "other.json"
+    shutil.copy(report / "results.json", other)
+    assert main(["compare", str(report), str(other), "--out", str(page), "--markdown", str(table)]) == 0
+    assert "<h1>mine and other in bad images</h1>" in page.read_text(encoding="utf-8")
+    clean = f"**{100 * document['conditions']['clean']['top1']:.1f} %**"
+    assert table.read_text().startswith("# Mine\n")
+    assert f"| Clean images | {clean}" in table.read_text()
+
+    document["data"]["images"] += 1
+    other.write_text(json.dumps(document))
+    kept = page.read_bytes()
+    capsys.readouterr()
+    assert main(["compare", str(report), str(other), "--out", str(page)]) == 2
+    assert "different images" in capsys.readouterr().err
+    assert main(["compare", str(report), "--out", str(tmp_path / "gone" / "page.html")]) == 2
+    assert main(["evaluate", str(bundle), "--data", str(tiny_cars), "--report", str(page)]) == 2
+    assert "folder of the report" in capsys.readouterr().err
+    assert page.read_bytes() == kept
+
+
 def test_predict_answers_the_others_and_ends_with_1(
     tiny_cars: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +132,9 @@ def test_predict_answers_the_others_and_ends_with_1(
         (["train", "--recipe", "pmd_fast", "--data", ".", "--out", "x"], "vmmr distil"),
         (["distil", "--teacher", "nowhere", "--data", ".", "--out", "x"], "no such bundle"),
         (["predict", "nowhere", "a.jpg"], "no such bundle"),
+        (["evaluate", "nowhere", "--data", "CARS", "--licence", "CC0"], "pass both"),
+        (["compare", "nowhere.json", "--out", "x.html"], "cannot read results"),
+        (["compare", "a/bundle", "a.json", "--out", "x.html"], "--names"),
         (["data", "check", "nowhere.csv"], "nowhere.csv"),
         (["train", "--backbone", "no_such_net", "--data", "CARS", "--out", "OUT"], "no_such_net"),
         (["train", "--weights", "x.pt", "--data", "CARS", "--out", "OUT", "--backbone", "test_resnet"], ".safetensors"),

@@ -38,6 +38,7 @@ AGAINST_THE_ORDER = {
     ("training.run", ""),  # the version that metrics.json names
     ("evaluation.evaluate", "export.bundle"),  # what is judged is a bundle
     ("evaluation.evaluate", ""),  # the version that the results name
+    ("evaluation.examples", "export.bundle"),  # and so is what answers on its page
 }
 
 

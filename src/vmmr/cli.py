@@ -1,4 +1,4 @@
-"""The verbs: `vmmr train`, `distil`, `evaluate`, `predict`, `data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `predict`, `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -12,9 +12,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -23,6 +23,10 @@ from vmmr.config import TrainConfig
 from vmmr.data.datasets import DATASETS
 from vmmr.errors import ConfigError, DataError, VmmrError
 from vmmr.recipes import RECIPES, recipe
+
+if TYPE_CHECKING:  # neither is needed to say what the verbs are
+    from vmmr.data.manifest import Manifest
+    from vmmr.export.bundle import Bundle
 
 __all__ = ["main"]
 
@@ -75,7 +79,17 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     evaluate.add_argument("--severities", nargs="+", type=float, default=[3.0], help="of the corruptions, in [0, 5]")
     evaluate.add_argument("--seed", type=int, default=0, help="of noise and intervals")
     evaluate.add_argument("--json", default=None, type=str, metavar="FILE", help="write the result here")
+    evaluate.add_argument("--report", default=None, type=str, metavar="DIR", help="report.html and results.json here")
+    evaluate.add_argument("--card", action="store_true", help="write the result into the card of the bundle")
+    evaluate.add_argument("--licence", default="", type=str, help="of the images, for the card")
     verbs.add_subcommand("evaluate", evaluate, help="accuracy, clean and noisy")
+
+    compare = ArgumentParser(description="Results of several bundles on the same images, over one another on a page.")
+    compare.add_argument("results", nargs="+", type=str, help="JSON files of evaluate, or folders of its reports")
+    compare.add_argument("--out", required=True, type=str, metavar="FILE", help="page to write, .html")
+    compare.add_argument("--names", nargs="+", type=str, default=None, help="of the models, in order")
+    compare.add_argument("--markdown", default=None, type=str, metavar="FILE", help="text whose table to renew")
+    verbs.add_subcommand("compare", compare, help="results over one another, as a page")
 
     predict = ArgumentParser(description="Name the vehicles in pictures.")
     predict.add_argument("bundle", type=str, help="bundle folder")
@@ -160,11 +174,16 @@ def _evaluate(args: Namespace) -> int:
     from vmmr.evaluation.robustness import noise_curve
     from vmmr.export.bundle import read_bundle
 
+    if args.licence and not args.card:
+        raise ConfigError("the licence is a line of the card", got="--licence without --card", do="pass both")
     bundle = read_bundle(args.bundle)
     manifest = Manifest.load(args.data)
+    if args.report:  # now, not after hours of evaluation
+        _make_folder(Path(args.report))
+    judged = manifest.split(args.split)
     document = evaluate(
         bundle,
-        manifest.split(args.split),
+        judged,
         wanted=noise_curve(args.severities) if args.noise else ["clean"],
         seed=args.seed,
         validation=manifest.split("val") if args.split != "val" and (manifest.splits == "val").any() else None,
@@ -190,8 +209,65 @@ def _evaluate(args: Namespace) -> int:
         f"image, {cost['images_per_s']:.0f} images/s in batches of {cost['batch']} on {cost['device']}"
         + (f"; temperature {temperature:.2f}" if temperature is not None else "")
     )
+    if args.card:
+        _write_card(bundle, args, document)
     if args.json:
         _write_json(args.json, document)
+    if args.report:
+        _write_report(bundle, judged, args, document)
+    return 0
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("cannot make the folder of the report", got=error, do="name another") from error
+
+
+def _write_card(bundle: Bundle, args: Namespace, document: dict[str, Any]) -> None:
+    """Renew the card, and let the document name the bundle as it is now."""
+    from vmmr.evaluation.card import with_evaluation
+    from vmmr.export.bundle import read_bundle, write_bundle
+
+    written = write_bundle(
+        Path(args.bundle), replace(bundle, card=with_evaluation(bundle.card, document, licence=args.licence))
+    )
+    document["bundle"]["digest"] = read_bundle(written).digest
+
+
+def _write_report(bundle: Bundle, manifest: Manifest, args: Namespace, document: dict[str, Any]) -> None:
+    from vmmr.evaluation.compare import name_results, write_comparison
+    from vmmr.evaluation.examples import example_strips, pictures_of
+
+    folder = Path(args.report)
+    _write_json(str(folder / "results.json"), document)
+    [name] = name_results([Path(args.bundle)])
+    worst = [row["example"] for row in document["worst_classes"]]
+    write_comparison(
+        folder / "report.html",
+        {name: document},
+        examples=example_strips({name: bundle}, manifest, seed=args.seed),
+        pictures=pictures_of(worst, manifest, bundle),
+    )
+    print(folder / "report.html")
+
+
+def _compare(args: Namespace) -> int:
+    from vmmr.evaluation.card import comparison_table, replace_part
+    from vmmr.evaluation.compare import name_results, read_results, write_comparison
+    from vmmr.evaluation.report import write_text
+
+    paths = name_results([Path(source) for source in args.results], args.names)
+    documents = {name: read_results(path) for name, path in paths.items()}
+    try:
+        write_comparison(Path(args.out), documents)
+        if args.markdown:
+            text = Path(args.markdown).read_text(encoding="utf-8")
+            write_text(Path(args.markdown), replace_part(text, "results", comparison_table(documents)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("cannot write the comparison", got=error, do="name files in existing folders") from error
+    print(args.out)
     return 0
 
 
@@ -273,6 +349,7 @@ def _write_json(path: str, document: dict[str, Any]) -> None:
 
 
 _VERBS = {
+    "compare": _compare,
     "data": _data,
     "demo": _demo,
     "distil": _train,

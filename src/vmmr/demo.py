@@ -20,13 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vmmr
@@ -34,12 +31,13 @@ from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.data.rendered import World, write_dataset
 from vmmr.errors import ConfigError
+from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.evaluate import evaluate
-from vmmr.evaluation.report import Example, Reply, condition_title, under_noise, write_report
-from vmmr.evaluation.robustness import condition, noise_curve
+from vmmr.evaluation.examples import example_strips
+from vmmr.evaluation.report import under_noise, write_report
+from vmmr.evaluation.robustness import noise_curve
 from vmmr.export.bundle import read_bundle
 from vmmr.models import ProgressiveNetwork
-from vmmr.models.backbone import DEPTHS
 from vmmr.recipes import recipe
 from vmmr.recognizer import Recognizer, load
 from vmmr.training.run import train
@@ -58,7 +56,6 @@ _ABOUT = {
     "student": "The plain backbone again, distilled from the teacher (PMD): no more to run than plain.",
 }
 _VIEWPOINTS = ("front", "front-left", "front-right")
-_SHOWN = ("gaussian_0.4", "low_light@3", "motion_blur@3", "impulse@3", "rain@3", "fog@3")
 
 
 @dataclass(frozen=True)
@@ -137,12 +134,12 @@ def run_demo(
         recognizers = {model: load(out / model / "bundle") for model in _RECIPES}
         test = test.with_taxonomy(recognizers["plain"].taxonomy)
         pixels = open_side(test, recognizers["plain"].preprocess).pixels
+        bundles = {model: read_bundle(out / model / "bundle") for model in _RECIPES}
         for model, recognizer in recognizers.items():
-            bundle = read_bundle(out / model / "bundle")
-            judged = evaluate(bundle, test, wanted=noise_curve(), seed=seed, pixels=pixels)
+            judged = evaluate(bundles[model], test, wanted=noise_curve(), seed=seed, pixels=pixels)
             models[model] = _described(model, recognizer, runs[model], judged["conditions"])
     with _part(parts, "predict", console):
-        examples = _examples(recognizers, test, seed)
+        examples = example_strips(bundles, test, seed=seed)
         sample = _predict(recognizers["student"], test, out)
     noisy = {model: under_noise(found["conditions"]) for model, found in models.items()}
     results: dict[str, Any] = {
@@ -232,48 +229,6 @@ def _described(
         "history": [{"epoch": row["epoch"], "val_top1": row["val_top1"]} for row in run["history"]],
         "conditions": conditions,
     }
-
-
-def _picture(image: Tensor) -> NDArray[np.uint8]:
-    """[3, H, W] in [-1, 1] -> uint8 [H, W, 3]."""
-    unit = (image * 0.5 + 0.5).clamp(0, 1)
-    found: NDArray[np.uint8] = (unit * 255).round().byte().permute(1, 2, 0).numpy()
-    return found
-
-
-@torch.no_grad()
-def _examples(recognizers: Mapping[str, Recognizer], test: Manifest, seed: int) -> list[Example]:
-    """Test images at even distances, each under another condition."""
-    teacher = recognizers["teacher"].network
-    assert isinstance(teacher, ProgressiveNetwork)
-    rows = np.linspace(0, len(test) - 1, len(_SHOWN)).round().astype(int)
-    side = open_side(test.select(rows), recognizers["teacher"].preprocess)
-    spec = recognizers["teacher"].preprocess
-    names = test.taxonomy.names
-    examples = []
-    for k, name in enumerate(_SHOWN):
-        degrade = condition(name, seed=seed + k)
-        assert degrade is not None
-        clean = spec.normalise(spec.centre_crop(side.pixels[np.array([k])]))
-        noisy = degrade(clean, np.array([k]))
-        depth = DEPTHS[-1]
-        restored = teacher.restore(noisy, teacher.backbone.features(noisy, depth), depth)
-        label = int(side.labels[k])
-        replies = {}
-        for model, recognizer in recognizers.items():
-            confidence, said = recognizer.probabilities(noisy)[0].max(dim=0)
-            replies[model] = Reply(names[int(said)], float(confidence), int(said) == label)
-        examples.append(
-            Example(
-                condition=name,
-                truth=names[label],
-                clean=_picture(clean[0]),
-                noisy=_picture(noisy[0]),
-                restored=_picture(restored[0]),
-                replies=replies,
-            )
-        )
-    return examples
 
 
 def _predict(student: Recognizer, test: Manifest, out: Path) -> dict[str, Any]:
