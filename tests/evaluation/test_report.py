@@ -18,6 +18,7 @@ from PIL import Image
 from vmmr.errors import ConfigError
 from vmmr.evaluation.report import Example, Reply, condition_title, picture_uri, under_noise, write_report
 from vmmr.evaluation.robustness import noise_curve
+from vmmr.noise import HELD_OUT_OPS
 
 HOSTILE = '<script>alert("x")</script><img src=http://example.org/x onerror=alert(1)> & \'"'
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -105,8 +106,8 @@ def test_every_number_is_on_the_page(tmp_path: Path) -> None:
 def test_held_out_corruptions_stand_apart(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "report.html", _results()).read_text(encoding="utf-8"))
     first = [row[0] for row in page.rows]
-    held = first[first.index("Never seen in training") + 1 :][:3]
-    assert held == ["fog", "rain", "speckle noise"]
+    held = first[first.index("Never seen in training") + 1 :][: len(HELD_OUT_OPS)]
+    assert held == [condition_title(f"{name}@3") for name in HELD_OUT_OPS]
     assert "never seen in training" in page.words  # in the figure as well
 
 

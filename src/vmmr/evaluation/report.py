@@ -83,10 +83,10 @@ class Example:
 def condition_title(name: str) -> str:
     """A condition's name in words.
 
-    >>> condition_title("gaussian_0.4"), condition_title("low_light@3"), condition_title("clean")
-    ('Gaussian noise, σ 0.4', 'low light', 'clean')
+    >>> condition_title("gaussian_0.4"), condition_title("gaussian_blur@3"), condition_title("clean")
+    ('Gaussian noise, σ 0.4', 'gaussian blur', 'clean')
     """
-    if name.startswith("gaussian_"):
+    if name.startswith("gaussian_") and "@" not in name:
         return f"Gaussian noise, σ {name.removeprefix('gaussian_')}"
     kind = name.partition("@")[0]
     return _TITLES.get(kind, kind.replace("_", " "))
@@ -197,7 +197,7 @@ def sigma_figure(models: Models) -> Markup:
             scores = {0.0: model["conditions"]["clean"]["top1"]} | {
                 float(name.removeprefix("gaussian_")): score["top1"]
                 for name, score in model["conditions"].items()
-                if name.startswith("gaussian_")
+                if name.startswith("gaussian_") and "@" not in name
             }
             sigmas = sorted(scores)
             values = [100 * scores[sigma] for sigma in sigmas]
