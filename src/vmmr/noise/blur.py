@@ -25,13 +25,14 @@ def defocus(x: Tensor, severity: Tensor, generator: Draws) -> Tensor:
 
 @corruption
 def motion_blur(x: Tensor, severity: Tensor, generator: Draws) -> Tensor:
-    """A straight path of 6, 10, 13, 16, 20 px at 224 px during exposure, in a direction drawn per image.
+    """A straight path of 6.5, 10.7, 17, 23.8, 30.2 px at 224 px during exposure, in a direction drawn per image.
 
-    ImageNet-C smears to one side with Gaussian weights; the lengths here are those of a uniform path of the same
-    spread. kornia's motion kernel has one whole length for the batch, this one a length for each image.
+    ImageNet-C smears to one side with Gaussian weights, within 45 degrees of the horizontal, which moves the picture.
+    Training wants it where its target is: these are the lengths of centred uniform paths of the published spread.
+    kornia's motion kernel has one whole length for the batch, this one a length for each image.
     """
     angle = uniform(x, 1, 1, generator=generator) * math.pi
-    length = level(severity, 0.0, 6.0, 10.0, 13.0, 16.0, 20.0).view(-1, 1, 1) * scale(x)
+    length = level(severity, 0.0, 6.5, 10.7, 17.0, 23.8, 30.2).view(-1, 1, 1) * scale(x)
     return filter2d(x, line(x, length, angle), normalized=True)
 
 
