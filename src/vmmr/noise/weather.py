@@ -87,9 +87,8 @@ def snow(x: Tensor, severity: Tensor, generator: Draws) -> Tensor:
     keep = level(severity, 0.8, 0.8, 0.7, 0.7, 0.65, 0.55)
 
     sides = x.shape[-2:]
-    most = [
-        math.ceil(side / (2 * scale(x))) for side in sides
-    ]  # the finest grid: what is drawn is the same for all levels
+    # The finest grid serves all levels: what is drawn does not depend on the severity.
+    most = [math.ceil(side / (2 * scale(x))) for side in sides]
     noise = mean + 0.3 * normal(x, 1, *most, generator=generator)
     flakes = along_axes(noise, *(_magnified(side, cells, zoom) for side, cells in zip(sides, most, strict=True)))
     flakes = torch.where(flakes < floor, 0, flakes).clamp(0, 1)
@@ -121,7 +120,7 @@ def frost(x: Tensor, severity: Tensor, generator: Draws) -> Tensor:
 
 
 def _ice(x: Tensor, generator: Draws) -> Tensor:
-    """A texture [B, 3, H, W] of mean .65: pale blue needles."""
+    """A texture [B, 3, H, W] of mean .57: pale blue needles."""
     height, width = x.shape[-2:]
     rows = (torch.arange(height, device=x.device, dtype=x.dtype)[:, None] - height / 2) / min(height, width)
     columns = (torch.arange(width, device=x.device, dtype=x.dtype) - width / 2) / min(height, width)
