@@ -48,7 +48,7 @@ def test_plain_loop_takes_the_four_published_steps(capsys: pytest.CaptureFixture
 
 def test_noise_strip_draws_what_it_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "strip.png"
-    names = ("fog", "downscale", "gaussian")
+    names = ("rain", "downscale", "gaussian")
     strip = _names("noise_strip")["main"](picture, names=names, size=32)
     assert strip.shape == (3, 6, 3, 32, 32)
     assert torch.equal(strip[0, 0], strip[2, 0])  # severity 0 is the clean image, bit for bit

@@ -20,6 +20,7 @@ from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.examples import Example, Reply, picture_uri
 from vmmr.evaluation.report import under_noise, write_report
 from vmmr.evaluation.robustness import noise_curve
+from vmmr.noise import HELD_OUT_OPS
 
 HOSTILE = '<script>alert("x")</script><img src=http://example.org/x onerror=alert(1)> & \'"'
 
@@ -72,8 +73,8 @@ def test_every_number_is_on_the_page(tmp_path: Path, parse: Callable[[str], Any]
 def test_held_out_corruptions_stand_apart(tmp_path: Path, parse: Callable[[str], Any]) -> None:
     page = parse(write_report(tmp_path / "report.html", _results()).read_text(encoding="utf-8"))
     first = [row[0] for row in page.rows]
-    held = first[first.index("Never seen in training") + 1 :][:3]
-    assert held == ["fog", "rain", "speckle noise"]
+    held = first[first.index("Never seen in training") + 1 :][: len(HELD_OUT_OPS)]
+    assert held == [condition_title(f"{name}@3") for name in HELD_OUT_OPS]
     assert "never seen in training" in page.words  # in the figure as well
 
 

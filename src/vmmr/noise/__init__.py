@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmmr.noise.ops import HELD_OUT_OPS, OPS, TRAIN_OPS, Op
+from vmmr.noise.corruption import Op
+from vmmr.noise.ops import HELD_OUT_OPS, OPS, TRAIN_OPS
 from vmmr.noise.training import GaussianNoise, PublishedNoise, StrongNoise, TrainingNoise, clean, published
 
 __all__ = [

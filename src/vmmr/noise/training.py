@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vmmr.errors import ConfigError
 from vmmr.noise.affine import BORDERS, affine_warp, imgaug_matrix
-from vmmr.noise.ops import MAX_SEVERITY, OPS, TRAIN_OPS
+from vmmr.noise.corruption import MAX_SEVERITY
+from vmmr.noise.ops import OPS, TRAIN_OPS
 
 __all__ = ["GaussianNoise", "PublishedNoise", "StrongNoise", "TrainingNoise", "clean", "gaussian_blur", "published"]
 
