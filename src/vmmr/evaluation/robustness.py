@@ -14,17 +14,14 @@ from torch import Tensor
 from vmmr.errors import ConfigError
 from vmmr.evaluation.intervals import interval
 from vmmr.noise import OPS
+from vmmr.noise.benchmark import CAMERA, COMMON, VALIDATION, corrupt
 
 __all__ = ["FAMILIES", "GAUSSIAN_SIGMAS", "Degrade", "condition", "gaussian_noise", "noise_curve", "summary"]
 
 GAUSSIAN_SIGMAS = (0.05, 0.1, 0.2, 0.4)
 """Standard deviations on images in [-1, 1]; 0.05 is the most that PMAL's own noise model draws."""
 
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "common": ("gaussian", "shot", "impulse", "defocus", "motion_blur", "fog", "jpeg"),
-    "validation": ("speckle",),
-    "camera": ("low_light", "rain", "downscale"),
-}
+FAMILIES: dict[str, tuple[str, ...]] = {"common": COMMON, "validation": VALIDATION, "camera": CAMERA}
 """Corruptions by where they come from: the common ones of ImageNet-C, those that no training sees, a road camera's."""
 
 Degrade = Callable[[Tensor, NDArray[np.int64]], Tensor]
@@ -49,7 +46,7 @@ def _generator(seed: int, key: int, device: torch.device | str = "cpu") -> torch
 
 def _corrupted(image: Tensor, keys: NDArray[np.int64], *, name: str, severity: float, seed: int) -> Tensor:
     unit = (image * 0.5 + 0.5).clamp(0, 1)
-    return OPS[name](unit, severity, generator=_generator(seed, int(keys[0]), image.device)) * 2 - 1
+    return corrupt(unit, name, severity, keys=keys, seed=seed) * 2 - 1
 
 
 def condition(name: str, *, seed: int = 0) -> Degrade | None:
