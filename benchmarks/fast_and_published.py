@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,19 @@ def settings(name: str, seed: int, epochs: int, backbone: str) -> TrainConfig:
     )
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: a row an algorithm, test top-1 in percent as mean and standard deviation over seeds, mean seconds."""
+    lines = [f"| row | {' | '.join(WANTED)} | seconds |", "|---|" + "---|" * (len(WANTED) + 1)]
+    for row in ROWS:
+        found = [r for r in records if r["row"] == row]
+        cells = []
+        for name in WANTED:
+            values = 100 * np.array([r[name] for r in found])
+            cells.append(f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}")
+        lines.append(f"| {row} | {' | '.join(cells)} | {np.mean([r['seconds'] for r in found]):.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,14 +106,7 @@ def main() -> None:
                 record = {"row": row, "seed": seed, "seconds": metrics["train_seconds"], **scores}
                 (folder / "record.json").write_text(json.dumps(record))
             records.append(json.loads((folder / "record.json").read_text()))
-    print(f"| row | {' | '.join(WANTED)} | seconds |\n|---|" + "---|" * (len(WANTED) + 1))
-    for row in ROWS:
-        found = [r for r in records if r["row"] == row]
-        cells = []
-        for name in WANTED:
-            values = 100 * np.array([r[name] for r in found])
-            cells.append(f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}")
-        print(f"| {row} | {' | '.join(cells)} | {np.mean([r['seconds'] for r in found]):.0f} |")
+    print(table(records))
     (args.out / "results.json").write_text(json.dumps(records, indent=1))
 
 

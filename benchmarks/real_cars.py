@@ -5,9 +5,9 @@
 
 Every row is a run of `vmmr.training.run.train` with one recipe; a row that is finished is not run again, and one that
 was interrupted is resumed. Afterwards DATA's test images are evaluated: all of them clean and under Gaussian noise,
-every eighth under the corruption family. Writes results.json, and prints the table that docs/results.md shows. On a CPU
-two processes of one thread each (OMP_NUM_THREADS=1), with half of the rows each, finish sooner than one of two threads;
-a last call without --rows puts their rows together.
+every eighth under the corruption benchmark. Writes results.json, and prints the table that docs/results.md shows. On a
+CPU two processes of one thread each (OMP_NUM_THREADS=1), with half of the rows each, finish sooner than one of two
+threads; a last call without --rows puts their rows together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.export.bundle import read_bundle
-from vmmr.noise import TRAIN_OPS
+from vmmr.noise import HELD_OUT_OPS, OPS, TRAIN_OPS
+from vmmr.noise.benchmark import VALIDATION
 from vmmr.recipes import recipe
 from vmmr.training.run import train
 
@@ -40,7 +41,7 @@ ROWS: dict[str, tuple[str, float, str | None]] = {
 }
 GAUSSIAN = ["clean", "gaussian_0.1", "gaussian_0.2", "gaussian_0.4"]
 SEVERITY = 3
-UNSEEN = ("fog", "rain", "speckle")
+FAMILIES = {"seen": TRAIN_OPS, "unseen": HELD_OUT_OPS, "validation": VALIDATION}
 
 
 def _folder(out: Path, row: str, seed: int) -> Path:
@@ -70,7 +71,7 @@ def run_row(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     bundle = read_bundle(folder / "bundle")
     test = Manifest.load(args.data).split("test")
     judged = evaluate(bundle, test, wanted=GAUSSIAN)
-    family = [f"{op}@{SEVERITY}" for op in (*TRAIN_OPS, *UNSEEN)]
+    family = [f"{op}@{SEVERITY}" for op in OPS]
     eighth = evaluate(bundle, test.select(np.arange(0, len(test), 8)), wanted=family)
     result = {
         "row": row,
@@ -91,10 +92,10 @@ def run_row(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown: top-1 / top-5 in percent, mean over seeds (and their spread, when there are several)."""
-    families = {"seen": TRAIN_OPS, "held out": UNSEEN}
+    families = [f"{len(ops)} {name}" for name, ops in FAMILIES.items()]
     lines = [
-        f"| row | epochs | {' | '.join(GAUSSIAN)} | 8 seen corruptions | 3 held out |",
-        "|---|---|" + "---|" * (len(GAUSSIAN) + 2),
+        f"| row | epochs | minutes | {' | '.join([*GAUSSIAN, *families])} |",
+        "|---|---|---|" + "---|" * (len(GAUSSIAN) + len(families)),
     ]
     for row in ROWS:
         found = [r for r in records if r["row"] == row]
@@ -106,10 +107,11 @@ def table(records: list[dict[str, Any]]) -> str:
             top5 = 100 * np.array([r["conditions"][name]["top5"] for r in found])
             spread = f" ± {top1.std(ddof=1):.1f}" if len(found) > 1 else ""
             cells.append(f"{top1.mean():.1f}{spread} / {top5.mean():.1f}")
-        for ops in families.values():
+        for ops in FAMILIES.values():
             top1 = [100 * np.mean([r["conditions"][f"{op}@{SEVERITY}"]["top1"] for op in ops]) for r in found]
             cells.append(f"{np.mean(top1):.1f}")
-        lines.append(f"| {row} | {found[0]['epochs']} | {' | '.join(cells)} |")
+        minutes = np.mean([r["seconds"] for r in found]) / 60
+        lines.append(f"| {row} | {found[0]['epochs']} | {minutes:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -110,6 +111,24 @@ def measure(backbone: str, *, size: int, batch: int, rounds: int) -> dict[str, d
     }
 
 
+def table(backbone: str, found: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row a variant, ratios to plain; below it fast over published."""
+    lines = [f"| {backbone} | s/batch | GMAC/batch | time ratio | MAC ratio |", "|---|---|---|---|---|"]
+    for name, row in found.items():
+        lines.append(
+            f"| {name} | {row['seconds']:.3f} | {row['gmacs']:.2f} | {row['time_ratio']:.2f} | {row['mac_ratio']:.2f} |"
+        )
+    seconds = {name: row["seconds"] for name, row in found.items()}
+    pmal, pmd = (seconds[f"{method}_fast"] / seconds[f"{method}_published"] for method in ("pmal", "pmd"))
+    whole = 2 * seconds["pmd_fast"] / (seconds["pmd_published"] + seconds["sam"])
+    lines += [
+        "",
+        f"In time, PMAL fast is {pmal:.3f} of published; PMD fast is {pmd:.3f} of published's first phase and "
+        f"{whole:.3f} of a batch of its whole run.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print one table a backbone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,7 +138,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenetv2_100"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    document: dict[str, object] = {
+    document: dict[str, Any] = {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -127,20 +146,8 @@ def main() -> None:
         "batch": args.batch,
     }
     for backbone in args.backbones:
-        found = measure(backbone, size=args.size, batch=args.batch, rounds=args.rounds)
-        document[backbone] = found
-        print(f"\n{backbone}, {args.size} px, batch {args.batch}, {torch.get_num_threads()} threads\n")
-        print("| variant | s/batch | GMAC/batch | time ratio | MAC ratio |\n|---|---|---|---|---|")
-        for name, row in found.items():
-            print(
-                f"| {name} | {row['seconds']:.3f} | {row['gmacs']:.2f} | {row['time_ratio']:.2f} "
-                f"| {row['mac_ratio']:.2f} |"
-            )
-        for method in ("pmal", "pmd"):
-            fast, slow = found[f"{method}_fast"], found[f"{method}_published"]
-            print(f"\n{method} fast / published: {fast['seconds'] / slow['seconds']:.3f} in time", end="")
-        mean = (found["pmd_published"]["seconds"] + found["sam"]["seconds"]) / 2
-        print(f"\npmd fast / published over both phases: {found['pmd_fast']['seconds'] / mean:.3f} in time")
+        document[backbone] = measure(backbone, size=args.size, batch=args.batch, rounds=args.rounds)
+        print(f"\n{table(backbone, document[backbone])}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(document, indent=1))
 

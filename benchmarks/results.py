@@ -1,0 +1,89 @@
+"""Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
+
+A record is what a run wrote: results.json of real_cars.py and fast_and_published.py, the --json of training_step.py,
+demo.json of `vmmr demo`. --check writes nothing and fails where the page and the records disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fast_and_published
+import real_cars
+import training_step
+from vmmr.evaluation.conditions import condition_title
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+RECORDS = PAGE.with_suffix("")
+
+
+def _read(name: str) -> Any:
+    return json.loads((RECORDS / name).read_text(encoding="utf-8"))
+
+
+def demo_table(runs: list[dict[str, Any]]) -> str:
+    """Markdown: top-1 in percent of the three models of `vmmr demo`, mean over seeds and, where several, the spread."""
+    models = list(runs[0]["models"])
+
+    def cells(values: list[list[float]]) -> str:
+        shown = []
+        for column in 100 * np.array(values).T:
+            spread = f" ± {column.std(ddof=1):.1f}" if len(column) > 1 else ""
+            shown.append(f"{column.mean():.1f}{spread}")
+        return " | ".join(shown)
+
+    lines = ["| condition | " + " | ".join(runs[0]["models"][m]["title"] for m in models) + " |"]
+    lines.append("|---|" + "---|" * len(models))
+    for name in runs[0]["models"][models[0]]["conditions"]:
+        scores = [[run["models"][m]["conditions"][name]["top1"] for m in models] for run in runs]
+        lines.append(f"| {condition_title(name)} | {cells(scores)} |")
+    lines.append(f"| mean under noise | {cells([[run['under_noise'][m] for m in models] for run in runs])} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Every table of the page by the name that its markers carry."""
+    steps = _read("training_step.json")
+    found = {
+        "real cars": real_cars.table(_read("real_cars.json")["records"]),
+        "fast and published": fast_and_published.table(_read("fast_and_published.json")),
+        "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
+    }
+    for backbone in ("resnet50", "mobilenetv2_100"):
+        found[f"batch {backbone}"] = training_step.table(backbone, steps[backbone])
+    return found
+
+
+def with_tables(text: str) -> str:
+    """The page with every marked table made anew."""
+    for name, table in tables().items():
+        start, end = f"<!-- {name}: benchmarks/results.py -->", f"<!-- end of {name} -->"
+        text, count = re.subn(
+            f"{start}.*?{end}", lambda _, s=start, t=table, e=end: f"{s}\n{t}\n{e}", text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise SystemExit(f"docs/results.md has {count} places for the table {name!r}; it needs one")
+    return text
+
+
+def main() -> None:
+    """Write the page, or say that it is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    text = PAGE.read_text(encoding="utf-8")
+    if args.check:
+        if with_tables(text) != text:
+            raise SystemExit("docs/results.md and docs/results/ disagree: run `python benchmarks/results.py`")
+    else:
+        PAGE.write_text(with_tables(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
