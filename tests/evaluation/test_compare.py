@@ -215,6 +215,8 @@ def test_unlike_results_are_refused_and_leave_no_page(tmp_path: Path, document: 
     other["data"]["images"] += 1
     with pytest.raises(ConfigError, match="different images"):
         write_comparison(page, {"m": first, "n": other})
+    with pytest.raises(ConfigError, match="seeds"):
+        write_comparison(page, {"m": first, "n": first | {"seed": 1}})
     with pytest.raises(ConfigError, match="different conditions"):
         write_comparison(page, {"m": first, "n": document(severities=(1,))})
     with pytest.raises(ConfigError, match="a few models"):

@@ -230,19 +230,24 @@ def _facts(documents: Documents) -> dict[str, str]:
                 *([f"vmmr {document['vmmr']}"] if "vmmr" in document else []),
             ]
         )
-    seeds = sorted({document["seed"] for document in documents.values() if "seed" in document})
-    return facts | ({"Seed of the noise": ", ".join(map(str, seeds))} if seeds else {})
+    first = next(iter(documents.values()))
+    return facts | ({"Seed of the noise": str(first["seed"])} if "seed" in first else {})
 
 
 def require_comparable(documents: Documents) -> None:
-    """Raises ConfigError unless there are a few documents, of the same images under the same conditions."""
+    """Raises ConfigError unless there are a few documents, of the same images, seed and conditions.
+
+    Documents know how many images and classes they are of, not which: that is the caller's care.
+    """
     if not 1 <= len(documents) <= MOST_SERIES:
         raise ConfigError("a page compares a few models", got=len(documents), do=f"name 1 to {MOST_SERIES} results")
     first = next(iter(documents.values()))
     for name, document in documents.items():
-        if document.get("data") != first.get("data"):
+        if any(document.get(key) != first.get(key) for key in ("data", "seed")):
             raise ConfigError(
-                "these results are of different images", got=name, do="evaluate all bundles on one split of one table"
+                "these results are of different images or seeds",
+                got=name,
+                do="evaluate all bundles on one split of one table, with one seed",
             )
         if set(document["conditions"]) != set(first["conditions"]):
             raise ConfigError(
