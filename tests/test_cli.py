@@ -61,12 +61,12 @@ def test_only_validation_images_fit_a_temperature(tiny_cars: Path, tiny_run: Pat
     splits = np.where(manifest.splits == "train", "val", manifest.splits)
     manifest.with_splits(splits).write(tmp_path / "cars.csv")
     words = ["evaluate", str(tiny_run / "bundle"), "--data", str(tmp_path / "cars.csv")]
-    temperatures = {}
+    fitted_on = {}
     for split in ("test", "val"):
         assert main([*words, "--split", split, "--json", str(tmp_path / "found.json")]) == 0
-        temperatures[split] = json.loads((tmp_path / "found.json").read_text())["calibration"]["temperature"]
-    assert temperatures["test"] > 0
-    assert temperatures["val"] is None
+        fitted_on[split] = json.loads((tmp_path / "found.json").read_text())["calibration"]["fitted_on"]
+    assert fitted_on["test"] == "val"
+    assert fitted_on["val"] != "val"
 
 
 def test_report_card_and_compare(

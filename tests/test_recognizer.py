@@ -55,7 +55,7 @@ def test_an_answer_is_the_softmax_of_the_plain_timm_model(tiny_cars: Path, tiny_
     answer = vmmr.load(tiny_run / "bundle")(picture(tiny_cars), top=3)
     image = bundle.preprocess(np.asarray(Image.open(picture(tiny_cars)).convert("RGB")))[None]
     with torch.no_grad():
-        expected = bundle.network().model(image).softmax(1)[0]
+        expected = (bundle.network().model(image) / bundle.spec.temperature).softmax(1)[0]
     found = [answer.confidence, *(c.confidence for c in answer.alternatives)]
     assert found == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-6)
     assert sum(found) == pytest.approx(1.0, abs=1e-5)

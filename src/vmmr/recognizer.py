@@ -44,6 +44,7 @@ class Recognizer:
         self.taxonomy = bundle.taxonomy
         # The network rescales from [-1, 1] to the backbone's own statistics.
         self.preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+        self.temperature = bundle.spec.temperature
         self.network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.batch_size = torch.device(device), batch_size
 
@@ -81,13 +82,13 @@ class Recognizer:
 
     @torch.no_grad()
     def probabilities(self, image: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> class probabilities [B, classes] on the CPU."""
+        """Images [B, 3, H, W] in [-1, 1] -> probabilities [B, classes] on the CPU, at the bundle's temperature."""
         image = image.to(self.device).contiguous(memory_format=torch.channels_last)
         if isinstance(self.network, ProgressiveNetwork):
             logits = self.network.answer(image)
         else:
             logits = self.network(image)["logits_0"]
-        return logits.float().softmax(dim=1).cpu()
+        return (logits.float() / self.temperature).softmax(dim=1).cpu()
 
     def _read(self, picture: object) -> NDArray[np.uint8] | VmmrError:
         try:

@@ -16,6 +16,7 @@ from vmmr.data.manifest import Manifest
 from vmmr.errors import ConfigError, LeakageError, ManifestError
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle
+from vmmr.recognizer import Recognizer
 from vmmr.taxonomy import Taxonomy
 
 WANTED = ("clean", "gaussian_0.4", "fog@3", "speckle@1", "speckle@5")
@@ -27,7 +28,8 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def bundle(tiny_run: Path) -> Bundle:
-    return read_bundle(tiny_run / "bundle")
+    found = read_bundle(tiny_run / "bundle")
+    return replace(found, spec=replace(found.spec, temperature=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,8 @@ def test_it_is_json_and_says_what_was_judged(document: dict[str, Any], bundle: B
     assert tuple(document["conditions"]) == WANTED
 
 
-def test_every_number_against_the_recognizer(document: dict[str, Any], tiny_run: Path, cars: Manifest) -> None:
-    test, recognizer = cars.split("test"), vmmr.load(tiny_run / "bundle")
+def test_every_number_against_the_recognizer(document: dict[str, Any], bundle: Bundle, cars: Manifest) -> None:
+    test, recognizer = cars.split("test"), Recognizer(bundle)
     found = [recognizer(path, top=3) for path in test.path_list()]
     truth = [test.taxonomy.classes[label] for label in test.labels]
     right = [(a.make, a.model, a.year) == t.key for a, t in zip(found, truth, strict=True)]
@@ -77,6 +79,20 @@ def test_every_number_against_the_recognizer(document: dict[str, Any], tiny_run:
     assert clean["nll"] == pytest.approx(-np.log(likely).mean(), rel=1e-4)
     sure = sum(b["share"] * b["confidence"] for b in document["calibration"]["bins"] if b["share"])
     assert sure == pytest.approx(np.mean([a.confidence for a in found]), rel=1e-4)
+
+
+def test_without_validation_images_the_temperature_is_that_of_the_bundle(bundle: Bundle, cars: Manifest) -> None:
+    test = cars.split("test")
+    warm = replace(bundle, spec=replace(bundle.spec, temperature=3.0))
+    found = evaluate(warm, test)
+    assert found["calibration"]["temperature"] == 3
+    assert found["calibration"]["fitted_on"] == "validation images of the training"
+    sure = sum(b["share"] * b["confidence"] for b in found["calibration"]["bins_calibrated"] if b["share"])
+    answers = [Recognizer(warm)(path) for path in test.path_list()]
+    assert sure == pytest.approx(np.mean([a.confidence for a in answers]), rel=1e-4)
+    raw = evaluate(bundle, test)
+    assert raw["calibration"]["bins"] == found["calibration"]["bins"]
+    assert raw["conditions"]["clean"]["top1"] == found["conditions"]["clean"]["top1"]
 
 
 def test_its_parts_agree(document: dict[str, Any]) -> None:

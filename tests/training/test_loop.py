@@ -318,3 +318,20 @@ def test_the_bundle_scores_what_the_metrics_say(pictures: Path, tiny: Settings, 
     judged = evaluate(bundle, Manifest.load(pictures).split("val"), progress=False)
     assert judged["conditions"]["clean"]["top1"] == pytest.approx(metrics["val_top1"])
     assert metrics["val_top1"] == max(row["val_top1"] for row in metrics["history"])
+
+
+def test_the_bundle_keeps_the_temperature_of_its_validation_images(
+    samples: Samples, pictures: Path, tiny: Settings, tmp_path: Path
+) -> None:
+    from vmmr.evaluation.calibration import fit_temperature
+
+    metrics = train(tiny(epochs=1), pictures, tmp_path / "run", accelerator="cpu", progress=False)
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    kept = bundle.spec.temperature
+    assert kept == metrics["temperature"] != 1
+    held = samples.validation
+    image = samples.preprocess.normalise(samples.preprocess.centre_crop(held.pixels[np.arange(len(held))]))
+    with torch.no_grad():
+        logits = bundle.network()(image)["logits_0"]
+    assert (logits.argmax(1).numpy() != held.labels).any()
+    assert kept == pytest.approx(fit_temperature(logits, held.labels), rel=1e-3)

@@ -33,9 +33,9 @@ from vmmr.evaluation.restoration import restoration
 from vmmr.evaluation.robustness import condition, summary
 from vmmr.export.bundle import Bundle
 from vmmr.models import Backbone, ProgressiveNetwork
-from vmmr.training.samples import open_side
+from vmmr.training.samples import Side, open_side
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "validation_temperature"]
 
 _FORMAT, _VERSION = "vmmr-evaluation", 1
 
@@ -57,10 +57,10 @@ def evaluate(
     """A bundle on all rows of the manifest, as one document that JSON can hold; docs/evaluation.md says what is in it.
 
     wanted: names of conditions, see `vmmr.evaluation.robustness.condition`. seed: of noise and bootstrap. validation:
-    rows that the temperature is fitted on; without them there is none. restored: images, evenly spaced, on which the
-    decoders of a progressive bundle are measured under each condition. timed: measure latency and throughput too.
-    pixels: images already decoded for this manifest and this bundle's preprocessing. Raises ManifestError for classes
-    that the bundle does not know, LeakageError where a validation image is judged as well.
+    rows that the temperature is fitted on anew; without them it is the bundle's, where it has one. restored: images,
+    evenly spaced, on which the decoders of a progressive bundle are measured under each condition. timed: measure
+    latency and throughput too. pixels: images already decoded for this manifest and this bundle's preprocessing. Raises
+    ManifestError for classes that the bundle does not know, LeakageError where a validation image is judged as well.
     """
     wanted = list(dict.fromkeys(wanted))
     if not wanted:
@@ -70,14 +70,14 @@ def evaluate(
     preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
     network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     answer = partial(_answer, network)
-    temperature = None
+    temperature = None if bundle.spec.temperature == 1 else bundle.spec.temperature
+    fitted_on = None if temperature is None else "validation images of the training"
     if validation is not None:
         require_no_leakage(validation, manifest)
         side = open_side(
             validation.with_taxonomy(bundle.taxonomy), preprocess, memory_gib=memory_gib, progress=progress
         )
-        held_out = predict_logits(answer, network, side.pixels, preprocess, device=device)
-        temperature = fit_temperature(held_out, side.labels)
+        temperature, fitted_on = validation_temperature(network, side, preprocess, device=device), "val"
     if pixels is None:
         pixels = open_side(manifest, preprocess, memory_gib=memory_gib, progress=progress).pixels
 
@@ -124,7 +124,7 @@ def evaluate(
         ),
         "calibration": {
             "temperature": temperature,
-            "fitted_on": None if temperature is None else "val",
+            "fitted_on": fitted_on,
             "bins": _bins(confidence, right, ["clean"]),
             "bins_calibrated": _bins(tempered, right, ["clean"]),
             "bins_corrupted": _bins(confidence, right, [name for name in right if "@" in name]),
@@ -133,6 +133,17 @@ def evaluate(
         "restoration": decoded,
         "cost": _cost(network, preprocess, device, timed),
     }
+
+
+def validation_temperature(
+    network: Backbone | ProgressiveNetwork, side: Side, preprocess: Preprocess, *, device: torch.device | str = "cpu"
+) -> float:
+    """The temperature that makes the labels of these images likeliest, see `fit_temperature`.
+
+    side: validation images, never those that are judged. preprocess: to [-1, 1]. device: where the network is.
+    """
+    logits = predict_logits(partial(_answer, network), network, side.pixels, preprocess, device=device)
+    return fit_temperature(logits, side.labels)
 
 
 def _answer(network: Backbone | ProgressiveNetwork, image: Tensor) -> Tensor:

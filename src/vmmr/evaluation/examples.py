@@ -100,7 +100,7 @@ def example_strips(
         replies = {}
         for model, network in networks.items():
             logits = network.answer(noisy) if isinstance(network, ProgressiveNetwork) else network(noisy)["logits_0"]
-            confidence, said = logits.softmax(dim=1)[0].max(dim=0)
+            confidence, said = (logits / bundles[model].spec.temperature).softmax(dim=1)[0].max(dim=0)
             replies[model] = Reply(names[int(said)], float(confidence), int(said) == label)
         examples.append(Example(name, names[label], _picture(clean[0]), _picture(noisy[0]), restored, replies))
     return examples

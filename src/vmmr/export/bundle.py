@@ -59,7 +59,8 @@ class ModelSpec:
     """What it takes to build the network that the weights fit: config.json.
 
     kind: plain (a timm classifier and nothing else) or progressive (with denoising-recognition heads).
-    mean, std: the backbone's input statistics on [0, 1].
+    mean, std: the backbone's input statistics on [0, 1]. temperature: what logits are divided by before the softmax
+    that confidence is read from, fitted on validation images; 1 where none was.
     """
 
     kind: Literal["plain", "progressive"]
@@ -69,6 +70,7 @@ class ModelSpec:
     heads: HeadForm = "lean"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         # A spec may come from a stranger's bundle: no name that timm would fetch, no option that names a file.
@@ -89,6 +91,9 @@ class ModelSpec:
                     got=f"{name}={value!r}",
                     do=f"use {', '.join(OPTIONS)}",
                 )
+        warmth = self.temperature
+        if not isinstance(warmth, int | float) or isinstance(warmth, bool) or not 0 < warmth < math.inf:
+            raise ConfigError("a temperature is a finite number above 0", got=repr(warmth))
         for name in ("mean", "std"):
             values = getattr(self, name)
             numbers = len(values) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in values)

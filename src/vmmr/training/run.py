@@ -16,7 +16,7 @@ import vmmr
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.errors import BundleError, ConfigError, TrainingError
-from vmmr.evaluation.evaluate import evaluate
+from vmmr.evaluation.evaluate import evaluate, validation_temperature
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
 from vmmr.models import Backbone, ProgressiveNetwork, load_weights
 from vmmr.training.distil import Distil
@@ -95,12 +95,16 @@ def train(
     if not fabric.is_global_zero:
         return {}
     bundle = _bundle(method, fitted, samples, spec, config)
+    network = bundle.network().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    temperature = validation_temperature(network, samples.validation, samples.preprocess, device=fabric.device)
+    bundle = replace(bundle, spec=replace(spec, temperature=round(temperature, 4)))
     write_bundle(out / "bundle", bundle)
     best = fitted.history[fitted.best]
     metrics: dict[str, Any] = {
         "val_top1": best["val_top1"],
         "val_top5": best["val_top5"],
         "best_epoch": fitted.best,
+        "temperature": bundle.spec.temperature,
         "train_images": len(samples.train),
         "val_images": len(samples.validation),
         "dropped_duplicates_of_test": samples.dropped,
