@@ -111,7 +111,7 @@ def test_every_command_on_a_page_is_understood(page: Path) -> None:
     for line in "".join(_blocks(page, "sh")).splitlines():
         words = shlex.split(line, comments=True)
         if "vmmr" in words[:1]:
-            cli._parser(words[1:]).parse_args(words[1:])
+            assert cli._parser(words[1:]).parse_args(words[1:]).verb == words[1]
 
 
 def test_the_readme_shows_every_verb() -> None:
