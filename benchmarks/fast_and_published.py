@@ -5,7 +5,7 @@
 Draws one rendered set, then for every seed trains PMAL by the published algorithm (four SAM steps a batch, whole
 forwards, published noise) and by ours, both with the same small backbone, the same lean heads, the same optimiser and
 schedule, so that only the algorithm differs; then PMD from each teacher. Prints mean and standard deviation of the test
-accuracy (clean, Gaussian noise) and the seconds of training. Finished runs are not run again.
+accuracy (clean, Gaussian noise) and the median of the seconds of training. Finished runs are not run again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def settings(name: str, seed: int, epochs: int, backbone: str) -> TrainConfig:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: a row an algorithm, test top-1 in percent as mean and standard deviation over seeds, mean seconds."""
+    """Markdown: a row an algorithm, test top-1 in percent as mean and standard deviation over seeds, median seconds."""
     lines = [f"| row | {' | '.join(WANTED)} | seconds |", "|---|" + "---|" * (len(WANTED) + 1)]
     for row in ROWS:
         found = [r for r in records if r["row"] == row]
@@ -67,7 +67,7 @@ def table(records: list[dict[str, Any]]) -> str:
         for name in WANTED:
             values = 100 * np.array([r[name] for r in found])
             cells.append(f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}")
-        lines.append(f"| {row} | {' | '.join(cells)} | {np.mean([r['seconds'] for r in found]):.0f} |")
+        lines.append(f"| {row} | {' | '.join(cells)} | {np.median([r['seconds'] for r in found]):.0f} |")
     return "\n".join(lines)
 
 

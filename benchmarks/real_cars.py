@@ -94,8 +94,8 @@ def table(records: list[dict[str, Any]]) -> str:
     """Markdown: top-1 / top-5 in percent, mean over seeds (and their spread, when there are several)."""
     families = [f"{len(ops)} {name}" for name, ops in FAMILIES.items()]
     lines = [
-        f"| row | epochs | minutes | {' | '.join([*GAUSSIAN, *families])} |",
-        "|---|---|---|" + "---|" * (len(GAUSSIAN) + len(families)),
+        f"| row | epochs | {' | '.join([*GAUSSIAN, *families])} |",
+        "|---|---|" + "---|" * (len(GAUSSIAN) + len(families)),
     ]
     for row in ROWS:
         found = [r for r in records if r["row"] == row]
@@ -110,8 +110,7 @@ def table(records: list[dict[str, Any]]) -> str:
         for ops in FAMILIES.values():
             top1 = [100 * np.mean([r["conditions"][f"{op}@{SEVERITY}"]["top1"] for op in ops]) for r in found]
             cells.append(f"{np.mean(top1):.1f}")
-        minutes = np.mean([r["seconds"] for r in found]) / 60
-        lines.append(f"| {row} | {found[0]['epochs']} | {minutes:.0f} | {' | '.join(cells)} |")
+        lines.append(f"| {row} | {found[0]['epochs']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import fast_and_published
 import real_cars
 import training_step
+from vmmr.evaluation.card import replace_part
 from vmmr.evaluation.conditions import condition_title
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -63,12 +63,7 @@ def tables() -> dict[str, str]:
 def with_tables(text: str) -> str:
     """The page with every marked table made anew."""
     for name, table in tables().items():
-        start, end = f"<!-- {name}: benchmarks/results.py -->", f"<!-- end of {name} -->"
-        text, count = re.subn(
-            f"{start}.*?{end}", lambda _, s=start, t=table, e=end: f"{s}\n{t}\n{e}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"docs/results.md has {count} places for the table {name!r}; it needs one")
+        text = replace_part(text, name, table)
     return text
 
 
