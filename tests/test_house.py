@@ -223,5 +223,12 @@ def test_the_settings_are_documented() -> None:
     assert recipes_table() in text, "run `python tests/test_house.py`"
 
 
+def test_the_results_page_shows_its_records() -> None:
+    check = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "results.py", "--check"], capture_output=True, text=True
+    )
+    assert check.returncode == 0, check.stderr
+
+
 if __name__ == "__main__":
     TRAINING_PAGE.write_text(_with_tables(TRAINING_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
