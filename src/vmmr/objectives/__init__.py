@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vmmr.objectives.classify import smoothed_kl
 from vmmr.objectives.distil import ensemble_mse, feature_mse, relative_feature_mse
+from vmmr.objectives.hierarchy import level_losses, marginal_nll, year_loss
 from vmmr.objectives.restore import RESTORATION, charbonnier
 
 __all__ = [
@@ -16,14 +17,19 @@ __all__ = [
     "charbonnier",
     "ensemble_mse",
     "feature_mse",
+    "level_losses",
+    "marginal_nll",
     "relative_feature_mse",
     "smoothed_kl",
+    "year_loss",
 ]
 
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "charbonnier": charbonnier,
     "ensemble_mse": ensemble_mse,
     "feature_mse": feature_mse,
+    "marginal_nll": marginal_nll,
     "relative_feature_mse": relative_feature_mse,
     "smoothed_kl": smoothed_kl,
+    "year_loss": year_loss,
 }
