@@ -24,7 +24,8 @@ class TrainConfig:
         backbone_options: further arguments of timm.create_model, for example {"pad_type": "same"}.
         weights: local .safetensors file with the backbone's starting weights.
         pretrained: let timm load its own weights instead.
-        statistics: input statistics: half (mean and std 0.5) or backbone (those of timm's pretrained_cfg).
+        statistics: input statistics: half (mean and std 0.5), backbone (those of timm's pretrained_cfg) or image (every
+            image shifted and scaled to mean 0 and standard deviation 1).
         size: side of the square input, in pixels.
         crop: input side over resized side; the rest is room for random crops (PMAL: 448 / 550).
         resize: squash ignores the aspect, shortest keeps it and crops, letterbox keeps it and pads.
@@ -42,10 +43,13 @@ class TrainConfig:
         smoothing: label smoothing.
         sam_rho: radius of sharpness-aware minimisation; 0 for none.
         sam_every: take the sharpness-aware gradient every so many steps, plain ones between.
-        noise: what training draws from: none, published, gaussian or strong.
+        noise: what training draws from: none, published, gaussian, strong, augmix or varied.
+        consistency: weight of the Jensen-Shannon divergence between the answers to the clean image and two noisy ones
+            (plain training; AugMix has 12); 0 for none.
         heads: form of the denoising-recognition heads: published or lean.
         restoration_loss: charbonnier (published) or mse.
         alpha: weight of the restoration loss.
+        restored_weight: weight of classifying the restored image in fast PMAL; 0 leaves that pass out.
         dense_zero_grads: unused parameters get zero gradients (momentum and decay go on) instead of none.
         norm_updates: which training passes change BatchNorm running statistics: all, or those of whole-network passes.
         feature_weight: weight of the student's feature terms (published 100).
@@ -53,6 +57,7 @@ class TrainConfig:
         logit_weight: weight of the student's logit term.
         student_init: fresh starts as `weights` say, teacher copies the teacher's trunk.
         distil_share: share of the epochs in which the teacher is asked; labels alone after that (published 0.5).
+        precise_norm: at the end, take the BatchNorm statistics anew from training images: none, clean or noisy.
         ema: decay of the weight average that is evaluated and kept; 0 for none.
         precision: 32-true or bf16-mixed, as in Lightning Fabric.
         channels_last: memory layout of images and weights.
@@ -69,7 +74,7 @@ class TrainConfig:
     backbone_options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     pretrained: bool = False
-    statistics: Literal["half", "backbone"] = "half"
+    statistics: Literal["half", "backbone", "image"] = "half"
     size: int = 128
     crop: float = 0.875
     resize: Literal["squash", "shortest", "letterbox"] = "squash"
@@ -87,10 +92,12 @@ class TrainConfig:
     smoothing: float = 0.1
     sam_rho: float = 0.0
     sam_every: int = 1
-    noise: Literal["none", "published", "gaussian", "strong"] = "none"
+    noise: Literal["none", "published", "gaussian", "strong", "augmix", "varied"] = "none"
+    consistency: float = 0.0
     heads: Literal["published", "lean"] = "lean"
     restoration_loss: Literal["charbonnier", "mse"] = "charbonnier"
     alpha: float = 1.0
+    restored_weight: float = 1.0
     dense_zero_grads: bool = False
     norm_updates: Literal["all", "whole"] = "all"
     feature_weight: float = 1.0
@@ -98,6 +105,7 @@ class TrainConfig:
     logit_weight: float = 1.0
     student_init: Literal["fresh", "teacher"] = "teacher"
     distil_share: float = 1.0
+    precise_norm: Literal["none", "clean", "noisy"] = "none"
     ema: float = 0.0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     channels_last: bool = True
@@ -114,7 +122,7 @@ class TrainConfig:
         for name in ("size", "epochs", "batch_size", "sam_every"):
             if getattr(self, name) < 1:
                 refuse(f"{name} must be at least 1", "raise it", name)
-        weights = ("alpha", "feature_weight", "logit_weight")
+        weights = ("alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")
         for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", *weights, "padding", "memory_gib"):
             if not getattr(self, name) >= 0:
                 refuse(f"{name} must not be negative", "raise it", name)
@@ -132,6 +140,10 @@ class TrainConfig:
             refuse("published PMAL has one noise model", "use noise='published' or mode='fast'", "mode", "noise")
         if self.mode == "published" and self.method == "pmd" and (self.noise != "none" or self.student_init != "fresh"):
             refuse("published PMD starts fresh and sees no noise", "use mode='fast'", "mode", "noise", "student_init")
+        if self.consistency and (self.method != "plain" or self.noise == "none"):
+            refuse(
+                "consistency compares noisy answers of plain training", "set noise", "consistency", "method", "noise"
+            )
         if self.sam_every > 1 and self.sam_rho == 0:
             refuse("sam_every without SAM", "set sam_rho, for example 0.05", "sam_every", "sam_rho")
         if self.method == "pmal" and self.mode == "fast" and self.noise == "none":

@@ -23,7 +23,7 @@ def _images(batch: int, side: int = 32, seed: int = 1) -> torch.Tensor:
 
 
 def test_registry() -> None:
-    assert list(TRAINING_NOISE) == ["gaussian", "none", "published", "strong"]
+    assert list(TRAINING_NOISE) == ["augmix", "gaussian", "none", "published", "strong", "varied"]
     assert TRAINING_NOISE["published"] is published
 
 

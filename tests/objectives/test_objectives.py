@@ -15,6 +15,7 @@ from vmmr.objectives import (
     charbonnier,
     ensemble_mse,
     feature_mse,
+    jensen_shannon,
     relative_feature_mse,
     smoothed_kl,
 )
@@ -129,3 +130,25 @@ def test_modules_say_what_functions_say() -> None:
 def test_registry() -> None:
     assert list(OBJECTIVES) == sorted(OBJECTIVES)
     assert OBJECTIVES["smoothed_kl"] is smoothed_kl
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), views=st.integers(1, 4), classes=st.integers(2, 8))
+def test_jensen_shannon_term_by_term(seed: int, views: int, classes: int) -> None:
+    logits = [_logits(seed + view, 3, classes)[0] for view in range(views)]
+    naive = 0.0
+    for row in range(3):
+        p = [[math.exp(v) / sum(map(math.exp, view[row].tolist())) for v in view[row].tolist()] for view in logits]
+        mean = [sum(column) / views for column in zip(*p, strict=True)]
+        naive += sum(a * math.log(a / m) for one in p for a, m in zip(one, mean, strict=True)) / views / 3
+    found = jensen_shannon(logits).item()
+    assert found == pytest.approx(naive, rel=1e-9, abs=1e-12)
+    assert -1e-12 <= found <= math.log(views) + 1e-12
+    assert jensen_shannon(logits[::-1]).item() == pytest.approx(found)
+
+
+def test_equal_views_have_no_divergence_and_no_gradient() -> None:
+    logits = _logits(0, 4, 5)[0].requires_grad_()
+    loss = jensen_shannon([logits, logits.detach() + 7])
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-12

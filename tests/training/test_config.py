@@ -18,7 +18,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", "padding", "memory_gib")
         for bad in (-1, math.nan)
     ),
-    *(({name: -1}, (name,)) for name in ("alpha", "feature_weight", "logit_weight")),
+    *(({name: -1}, (name,)) for name in ("alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")),
     *(({name: bad}, (name,)) for name in ("crop", "distil_share") for bad in (0.0, 1.1, -0.5, math.nan)),
     *(
         ({name: bad}, (name,))
@@ -33,6 +33,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "pmd", "mode": "published", "noise": "strong", "student_init": "fresh"}, ("mode", "noise")),
     ({"method": "pmd", "mode": "published", "noise": "none", "student_init": "teacher"}, ("mode", "student_init")),
     ({"sam_every": 2}, ("sam_every", "sam_rho")),
+    ({"consistency": 12.0}, ("consistency", "noise")),
+    ({"consistency": 12.0, "method": "pmal", "noise": "augmix"}, ("consistency", "method")),
 ]
 
 

@@ -254,6 +254,68 @@ def test_draws_reach_every_window_alike() -> None:
     assert (counts - 1000).abs().max() < 150  # five standard deviations
 
 
+def test_consistency_is_augmix_loss_on_the_clean_and_two_noisy_views(tiny: Settings) -> None:
+    config = tiny(noise="strong", consistency=12.0)
+    method = Plain(_backbone(), config)
+    image = 2 * torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 1
+    batch = {"image": image, "label": torch.tensor([0, 1, 2, 3, 0, 1])}
+    step = method.steps(0, 0)[0]
+    prepared = step.prepare(batch, torch.Generator().manual_seed(1))
+    clean, one, other = prepared["image"].chunk(3)
+    assert torch.equal(clean, image)
+    assert not torch.equal(one, other)
+    losses = step.losses(prepared)
+    logits = method.network(prepared["image"])["logits_0"].chunk(3)
+    # As google-research/augmix writes it.
+    p = [view.softmax(1) for view in logits]
+    mixture = (sum(p) / 3).clamp(1e-7, 1).log()
+    js = sum(nn.functional.kl_div(mixture, view, reduction="batchmean") for view in p) / 3
+    torch.testing.assert_close(losses["consistency"], 12 * js, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["classify"], smoothed_kl(logits[0], batch["label"], 0.1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", ["clean", "noisy"])
+def test_precise_statistics_are_the_mean_over_training_batches(
+    images: str, samples: Samples, tiny: Settings, tmp_path: Path
+) -> None:
+    seen: list[Tensor] = []
+
+    class Watched(Plain):
+        def _prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+            return {**batch, "image": batch["image"] + 1}  # noise that is easy to tell
+
+    config = tiny(epochs=1, noise="gaussian", precise_norm=images)
+    method = Watched(_backbone(), config)
+    first = next(m for m in method.network.modules() if isinstance(m, nn.BatchNorm2d))
+    first.register_forward_hook(lambda m, given, _: seen.append(given[0].detach()) if m.training else None)
+    fitted = _fit(method, samples, config, tmp_path)
+    assert len(seen) == 3 + 3  # an epoch of training, and the images of another
+    assert len(fitted.history) == 2
+    assert fitted.best == 1
+    assert fitted.history[1]["val_top1"] >= 0
+    key = next(k for k in fitted.state if k.endswith("running_mean"))
+    naive = torch.stack([given.mean((0, 2, 3)) for given in seen[3:]]).mean(0)
+    torch.testing.assert_close(fitted.state[key], naive, rtol=1e-4, atol=1e-5)
+    trained = method.network.state_dict()[key.replace("running_mean", "weight")]
+    assert torch.equal(fitted.state[key.replace("running_mean", "weight")], trained)
+
+
+def test_without_the_restored_pass_shallow_layers_are_used_once(tiny: Settings) -> None:
+    batch = {"image": torch.zeros(4, 3, 32, 32), "label": torch.tensor([0, 1, 2, 3])}
+    names = {}
+    calls: list[int] = []
+    for weight in (0.0, 0.5, 1.0):
+        config = tiny(method="pmal", noise="gaussian", restored_weight=weight)
+        method = Progressive(_progressive(), config)
+        method.network.backbone.model.conv1.register_forward_hook(lambda *_: calls.append(1))
+        step = method.steps(0, 0)[0]
+        names[weight] = step.losses(step.prepare(batch, torch.Generator().manual_seed(0)))
+        calls.append(0)
+    assert calls == [1, 0, 1, 1, 0, 1, 1, 0]
+    assert names[1.0].keys() - names[0.0].keys() == {"restored_1"}
+    torch.testing.assert_close(2 * names[0.5]["restored_1"], names[1.0]["restored_1"])
+
+
 # --- what it refuses
 
 

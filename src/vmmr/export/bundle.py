@@ -70,6 +70,7 @@ class ModelSpec:
     heads: HeadForm = "lean"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    standardise: bool = False
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -131,7 +132,14 @@ class Bundle:
 
 def build_network(spec: ModelSpec) -> Backbone | ProgressiveNetwork:
     """A fresh network as the spec says."""
-    backbone = Backbone(spec.backbone, spec.classes, mean=spec.mean, std=spec.std, options=spec.backbone_options)
+    backbone = Backbone(
+        spec.backbone,
+        spec.classes,
+        mean=spec.mean,
+        std=spec.std,
+        standardise=spec.standardise,
+        options=spec.backbone_options,
+    )
     return backbone if spec.kind == "plain" else ProgressiveNetwork(backbone, spec.classes, spec.heads)
 
 

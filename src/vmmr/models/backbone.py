@@ -32,6 +32,7 @@ class Backbone(nn.Module):
     name: any timm name, passed through unchanged. classes: width of the classifier. weights: a local `.safetensors`
     file in timm's layout; pretrained: let timm load its own weights (hub, `hf-hub:` and `local-dir:` names included).
     mean, std: the input statistics the network expects, per channel on [0, 1]; callers always pass images in [-1, 1].
+    standardise: instead, shift and scale every image to mean 0 and standard deviation 1 over its pixels and channels.
     options: further arguments of `timm.create_model`, for example {"pad_type": "same"}.
     Raises ConfigError for unknown names, networks without three feature maps, or weights that do not fit.
     """
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        standardise: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +78,7 @@ class Backbone(nn.Module):
         scale = torch.tensor([0.5 / s for s in std]).view(1, 3, 1, 1)
         shift = torch.tensor([(0.5 - m) / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
         self.rescales = any(value != 0.5 for value in (*mean, *std))  # of numbers: holds on the meta device too
+        self.standardise = standardise
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         if weights is not None:
@@ -83,6 +86,9 @@ class Backbone(nn.Module):
 
     def own_space(self, x: Tensor) -> Tensor:
         """An image in [-1, 1] -> the network's input statistics."""
+        if self.standardise:
+            centred = x - x.mean((1, 2, 3), keepdim=True)
+            return centred * (centred.square().mean((1, 2, 3), keepdim=True) + 1e-4).rsqrt()
         return x * self.scale + self.shift if self.rescales else x
 
     def features(self, x: Tensor, depth: int) -> Tensor:

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from vmmr.noise.corruption import Op
 from vmmr.noise.ops import HELD_OUT_OPS, OPS, TRAIN_OPS
-from vmmr.noise.training import GaussianNoise, PublishedNoise, StrongNoise, TrainingNoise, clean, published
+from vmmr.noise.training import (
+    AugMixNoise,
+    GaussianNoise,
+    PublishedNoise,
+    StrongNoise,
+    TrainingNoise,
+    VariedNoise,
+    clean,
+    published,
+)
 
 __all__ = [
     "HELD_OUT_OPS",
     "OPS",
     "TRAINING_NOISE",
     "TRAIN_OPS",
+    "AugMixNoise",
     "GaussianNoise",
     "Op",
     "PublishedNoise",
     "StrongNoise",
     "TrainingNoise",
+    "VariedNoise",
     "clean",
     "published",
 ]
 
 TRAINING_NOISE: dict[str, TrainingNoise] = {
+    "augmix": AugMixNoise(),
     "gaussian": GaussianNoise(),
     "none": clean,
     "published": published,
     "strong": StrongNoise(),
+    "varied": VariedNoise(),
 }

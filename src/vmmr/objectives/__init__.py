@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vmmr.objectives.classify import smoothed_kl
+from vmmr.objectives.consistency import jensen_shannon
 from vmmr.objectives.distil import ensemble_mse, feature_mse, relative_feature_mse
 from vmmr.objectives.hierarchy import level_losses, marginal_nll, year_loss
 from vmmr.objectives.restore import RESTORATION, charbonnier
@@ -17,6 +18,7 @@ __all__ = [
     "charbonnier",
     "ensemble_mse",
     "feature_mse",
+    "jensen_shannon",
     "level_losses",
     "marginal_nll",
     "relative_feature_mse",
@@ -28,6 +30,7 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "charbonnier": charbonnier,
     "ensemble_mse": ensemble_mse,
     "feature_mse": feature_mse,
+    "jensen_shannon": jensen_shannon,
     "marginal_nll": marginal_nll,
     "relative_feature_mse": relative_feature_mse,
     "smoothed_kl": smoothed_kl,

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from vmmr.config import TrainConfig
 from vmmr.data.samplers import EpochSampler
@@ -36,6 +37,7 @@ from vmmr.training.state import latest_checkpoint, read_checkpoint, write_checkp
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+_RENEWING_BATCHES = 100
 _MAY_CHANGE = ("weights", "memory_gib", "checkpoint_minutes")  # between a run and its resumption
 
 __all__ = ["Fitted", "build_optimizer", "fit"]
@@ -230,6 +232,24 @@ class _Run:
         clear_gradients(self.parameters, dense=config.dense_zero_grads)
         return terms
 
+    def renew_statistics(self) -> None:
+        """BatchNorm statistics of the kept weights, anew: the mean over clean or noisy training batches."""
+        network = self.evaluated
+        network.load_state_dict(self.best_state)
+        self.best_score = -math.inf  # what follows is kept
+
+        def images() -> Iterator[Tensor]:
+            order = islice(self.sampler.batches(self.epoch), _RENEWING_BATCHES)
+            for pixels, labels, size in _batches(
+                self.samples.train, order, self.fabric.global_rank, self.fabric.world_size
+            ):
+                batch = self.view(pixels, labels, size)
+                if self.config.precise_norm == "noisy":
+                    batch = self.method.steps(self.epoch, self.step)[0].prepare(batch, self.noise)
+                yield batch["noisy"] if "noisy" in batch else batch["image"]
+
+        update_bn(images(), network)
+
     def validate(self) -> dict[str, float]:
         """Look at the validation images with the weights that would be kept; remember them if they are the best."""
         network = self.evaluated
@@ -321,4 +341,9 @@ def fit(
             log.scores(run.step, run.epoch, scores)
             run.epoch, run.batch = run.epoch + 1, 0
             save()
+        if config.precise_norm != "none":
+            run.renew_statistics()
+            scores = run.validate()
+            run.history.append({"epoch": run.epoch, "step": run.step, **scores})
+            run.best = len(run.history) - 1
     return Fitted(state=run.best_state, history=run.history, best=run.best, seconds=run.seconds)

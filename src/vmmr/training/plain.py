@@ -1,4 +1,4 @@
-"""Plain classification, with or without noise on the input."""
+"""Plain classification, with or without noise on the input, with or without AugMix's consistency."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from vmmr.config import TrainConfig
 from vmmr.models import Backbone
 from vmmr.noise import TRAINING_NOISE
-from vmmr.objectives import smoothed_kl
+from vmmr.objectives import jensen_shannon, smoothed_kl
 from vmmr.training.method import Batch, Step
 
 __all__ = ["Plain"]
 
 
 class Plain:
-    """One step a batch: smoothed KL of the trunk's own classifier on the (noisy) images."""
+    """One step a batch: smoothed KL of the trunk's own classifier on the (noisy) images.
+
+    With consistency it is AugMix's loss (Hendrycks et al., ICLR 2020, eq. 1): the clean images are classified, and
+    their answers and those to two noisy views of each are drawn together.
+    """
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
         self.network = backbone
@@ -40,8 +44,19 @@ class Plain:
         return logits
 
     def _prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        return {**batch, "image": self._noise(batch["image"], generator=generator)["noisy"]}
+        image = batch["image"]
+        noisy = self._noise(image, generator=generator)["noisy"]
+        if not self._config.consistency:
+            return {**batch, "image": noisy}
+        again = self._noise(image, generator=generator)["noisy"]
+        return {**batch, "image": torch.cat([image, noisy, again])}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.network(batch["image"])["logits_0"]
-        return {"classify": smoothed_kl(logits, batch["label"], self._config.smoothing)}
+        if not self._config.consistency:
+            return {"classify": smoothed_kl(logits, batch["label"], self._config.smoothing)}
+        views = logits.chunk(3)
+        return {
+            "classify": smoothed_kl(views[0], batch["label"], self._config.smoothing),
+            "consistency": self._config.consistency * jensen_shannon(views),
+        }

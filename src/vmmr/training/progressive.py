@@ -125,11 +125,12 @@ class Progressive:
         config, network = self._config, self.network
         noisy, label = batch["noisy"], batch["label"]
         outputs = network(noisy)
+        losses = clean_losses(outputs, label, config.smoothing)
         restored = network.restore(noisy, outputs[f"features_{depth}"], depth)
-        with self._partial_pass():
-            again = network.at_depth(restored, depth, stop=True)
-        return {
-            **clean_losses(outputs, label, config.smoothing),
-            f"restore_{depth}": config.alpha * RESTORATION[config.restoration_loss](restored, batch["target"]),
-            f"restored_{depth}": smoothed_kl(again[f"logits_{depth}"], label, config.smoothing),
-        }
+        losses[f"restore_{depth}"] = config.alpha * RESTORATION[config.restoration_loss](restored, batch["target"])
+        if config.restored_weight:
+            with self._partial_pass():
+                again = network.at_depth(restored, depth, stop=True)
+            loss = smoothed_kl(again[f"logits_{depth}"], label, config.smoothing)
+            losses[f"restored_{depth}"] = config.restored_weight * loss
+        return losses

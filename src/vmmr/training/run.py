@@ -133,7 +133,7 @@ _Triple = tuple[float, float, float]
 
 
 def _statistics(config: TrainConfig) -> tuple[_Triple, _Triple]:
-    if config.statistics == "half":
+    if config.statistics in ("half", "image"):
         return _HALF, _HALF
     found = timm.get_pretrained_cfg(config.backbone)
     if found is None:
@@ -156,6 +156,7 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
         heads=config.heads,
         mean=mean,
         std=std,
+        standardise=config.statistics == "image",
     )
     if guide is not None and (guide.spec.backbone, guide.spec.backbone_options) != (name, config.backbone_options):
         raise ConfigError(
@@ -164,7 +165,7 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
             do="train the student with the teacher's backbone",
         )
     if guide is not None:
-        spec = replace(spec, mean=guide.spec.mean, std=guide.spec.std)
+        spec = replace(spec, mean=guide.spec.mean, std=guide.spec.std, standardise=guide.spec.standardise)
     network = build_network(spec)
     backbone = network.backbone if isinstance(network, ProgressiveNetwork) else network
     if source is not None:

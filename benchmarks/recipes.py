@@ -1,0 +1,230 @@
+"""Recipes against rivals at equal compute, and every lever by itself, on rendered vehicles or on real cars.
+
+    python benchmarks/recipes.py --out runs/recipes [--seeds 0 1 2] [--budget 48]
+    python benchmarks/recipes.py --data DATA --weights WEIGHTS.safetensors --out runs/real-recipes --seeds 0 --budget 24
+        --size 96 [--rows "plain + noise" ours ...]
+
+A row is one training, or a teacher's and its student's. Its epochs are such that all rows cost what --budget epochs of
+plain training cost, by `COST`. Every row is judged on the validation images under the conditions that choices may be
+made by (clean, the training's own corruptions, the validation corruptions), which levers are chosen by, and with
+--test on the test images under all of the benchmark. Finished runs are not run again. Prints Markdown tables and writes
+results.json. On a CPU two processes of one thread each, with half of the rows each, finish sooner than one of two
+threads; a last call without --rows puts their rows together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmmr.config import TrainConfig
+from vmmr.data.check import duplicate_groups
+from vmmr.data.manifest import Manifest
+from vmmr.data.rendered import World, write_dataset
+from vmmr.data.splits import carve_validation, drop_test_duplicates
+from vmmr.evaluation.evaluate import evaluate
+from vmmr.export.bundle import read_bundle
+from vmmr.noise import HELD_OUT_OPS, TRAIN_OPS
+from vmmr.noise.benchmark import VALIDATION
+from vmmr.recipes import recipe
+from vmmr.training.run import train
+
+Stage = tuple[str, float, dict[str, Any]]
+"""A recipe, its share of the compute, and what is changed in it."""
+
+COST = {"plain": 1.0, "plain_noise": 1.0, "sam": 2.0, "augmix": 3.0, "pmal_fast": 2.2, "pmd_fast": 1.4}
+"""A batch relative to plain training: the larger of time and multiply-accumulates of benchmarks/training_step.py for
+MobileNetV2; AugMix answers for three views."""
+
+
+def _pair(
+    teacher: dict[str, Any] | None = None, student: dict[str, Any] | None = None, share: float = 0.5
+) -> tuple[Stage, ...]:
+    return (("pmal_fast", share, teacher or {}), ("pmd_fast", 1 - share, student or {}))
+
+
+def _both(share: float = 0.5, **changes: Any) -> tuple[Stage, ...]:
+    return _pair(changes, changes, share)
+
+
+RIVALS: dict[str, tuple[Stage, ...]] = {
+    "plain": (("plain", 1, {}),),
+    "plain + noise": (("plain_noise", 1, {}),),
+    "SAM + noise": (("sam", 1, {"noise": "strong"}),),
+    "AugMix": (("augmix", 1, {}),),
+    "plain + varied": (("plain_noise", 1, {"noise": "varied"}),),
+    "AugMix + noise": (("augmix", 1, {"noise": "varied"}),),
+}
+LEVERS: dict[str, tuple[Stage, ...]] = {
+    "base": _pair(),
+    "varied noise": _both(noise="varied"),
+    "image statistics": _both(statistics="image"),
+    "student without noise": _pair(student={"noise": "none"}),
+    "no restored pass": _both(restored_weight=0.0),
+    "alpha 0.1": _both(alpha=0.1),
+    "alpha 10": _both(alpha=10.0),
+    "published heads": _both(heads="published"),
+    "EMA": _both(ema=0.99),
+    "precise-BN clean": _both(precise_norm="clean"),
+    "precise-BN noisy": _both(precise_norm="noisy"),
+    "whole-pass statistics": _both(norm_updates="whole"),
+    "no feature term": _pair(student={"feature_weight": 0.0}),
+    "fresh student": _pair(student={"student_init": "fresh"}),
+    "teacher a third": _pair(share=1 / 3),
+    "teacher two thirds": _pair(share=2 / 3),
+}
+ROWS = {**RIVALS, **LEVERS}
+SEVERITY = 3
+FAMILIES = {
+    "seen": TRAIN_OPS,
+    "validation": VALIDATION,
+    "untouched": tuple(name for name in HELD_OUT_OPS if name not in VALIDATION),
+}
+GAUSSIAN = ("gaussian_0.1", "gaussian_0.2", "gaussian_0.4")
+
+
+def _folder(out: Path, row: str, stage: int, seed: int) -> Path:
+    return out / f"{''.join(c if c.isalnum() else '_' for c in row)}-{stage}-{seed}"
+
+
+def settings(stage: Stage, seed: int, args: argparse.Namespace) -> TrainConfig:
+    """The stage's recipe in the frame of the data: rendered vehicles from scratch, real cars from ImageNet weights."""
+    name, share, changes = stage
+    base = recipe("plain").with_(noise="augmix", consistency=12.0) if name == "augmix" else recipe(name)
+    config = base.with_(**changes)
+    config = config.with_(epochs=max(1, round(args.budget * share / COST[name])), seed=seed, near_duplicates=False)
+    if args.data is not None:
+        return config.with_(
+            backbone="mobilenetv2_100",
+            backbone_options={"pad_type": "same"},
+            weights=str(args.weights) if config.method != "pmd" or config.student_init == "fresh" else None,
+            size=args.size,
+        )
+    rate = 5e-3 if config.method == "pmd" and config.student_init == "teacher" else 1.6e-2
+    return config.with_(backbone="test_resnet", size=64, lr=rate, trunk_lr=rate)
+
+
+def the_data(args: argparse.Namespace, seed: int) -> Path:
+    """A manifest with train, val and test rows: the same for all rows of a seed."""
+    source = args.out / f"data-{seed}"
+    if args.data is not None:
+        path = args.out / "cars.parquet"
+        if not path.exists():
+            manifest = Manifest.load(args.data)
+            groups = duplicate_groups([Path(p) for p in manifest.path_list()], near=True)
+            manifest = carve_validation(drop_test_duplicates(manifest, groups), 0.1, 0, groups=groups)
+            manifest.write(path)
+        return path
+    if not source.exists():
+        world = World(seed=seed, makes=6, models_per_make=4, years=1, fleet=105)
+        write_dataset(
+            source,
+            world=world,
+            per_class={"train": 60, "val": 15, "test": 30},
+            size=96,
+            seed=seed,
+            viewpoints=("front", "front-left", "front-right"),
+        )
+    return source
+
+
+def run_row(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train what is missing of a row, judge the last stage's bundle, return its record."""
+    data = the_data(args, seed)
+    folder, seconds, epochs = None, 0.0, []
+    for number, stage in enumerate(ROWS[row]):
+        teacher = folder / "bundle" if folder is not None else None
+        config = settings(stage, seed, args)
+        # Rows that share a teacher share its run.
+        same = next((r for r in ROWS if number < len(ROWS[r]) - 1 and ROWS[r][number] == stage), row)
+        folder = _folder(args.out, same, number, seed)
+        if not (folder / "metrics.json").exists():
+            train(config, data, folder, teacher=teacher, resume=True, test=False)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        seconds += metrics["train_seconds"]
+        epochs.append(config.epochs)
+    assert folder is not None
+    record: dict[str, Any] = {"row": row, "seed": seed, "epochs": epochs, "seconds": round(seconds)}
+    manifest = Manifest.load(data)
+    wanted = {
+        "val": ["clean", *(f"{op}@{SEVERITY}" for op in (*TRAIN_OPS, *VALIDATION))],
+        "test": ["clean", *GAUSSIAN, *(f"{op}@{SEVERITY}" for family in FAMILIES.values() for op in family)],
+    }
+    for split in ("val", "test") if args.test else ("val",):
+        path = folder / f"{split}.json"
+        if not path.exists():
+            rows = manifest.split(split)
+            if len(rows) > args.images:
+                rows = rows.select(np.linspace(0, len(rows) - 1, args.images).round().astype(np.int64))
+            judged = evaluate(read_bundle(folder / "bundle"), rows, wanted=wanted[split])
+            kept = {name: {k: c[k] for k in ("top1", "ece_calibrated")} for name, c in judged["conditions"].items()}
+            path.write_text(json.dumps({"images": judged["data"]["images"], "conditions": kept}))
+        record[split] = json.loads(path.read_text())
+    return record
+
+
+def means(judged: dict[str, Any]) -> dict[str, float]:
+    """Clean, each family, all corruptions together, Gaussian noise, in percent; the calibrated calibration error over all."""
+    top1 = {name: 100 * scores["top1"] for name, scores in judged["conditions"].items()}
+    found = {"clean": top1["clean"]}
+    for family, ops in FAMILIES.items():
+        if all(f"{op}@{SEVERITY}" in top1 for op in ops):
+            found[family] = float(np.mean([top1[f"{op}@{SEVERITY}"] for op in ops]))
+    found["mean corruption"] = float(np.mean([value for name, value in top1.items() if "@" in name]))
+    gaussian = [top1[name] for name in GAUSSIAN if name in top1]
+    if gaussian:
+        found["Gaussian"] = float(np.mean(gaussian))
+    corrupted = [scores["ece_calibrated"] for name, scores in judged["conditions"].items() if "@" in name]
+    found["ECE"] = 100 * float(np.mean(corrupted))
+    return found
+
+
+def table(records: list[dict[str, Any]], split: str) -> str:
+    """Markdown: a row a recipe; mean and, over several seeds, standard deviation."""
+    records = [record for record in records if split in record]
+    columns = list(means(records[0][split]))
+    lines = [f"| row | epochs | {' | '.join(columns)} | seeds |", "|---|---|" + "---|" * (len(columns) + 1)]
+    for row in ROWS:
+        found = [record for record in records if record["row"] == row]
+        if not found:
+            continue
+        cells = []
+        for column in columns:
+            values = np.array([means(record[split])[column] for record in found])
+            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}")
+        epochs = " + ".join(str(e) for e in found[0]["epochs"])
+        lines.append(f"| {row} | {epochs} | {' | '.join(cells)} | {len(found)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder or manifest of real cars; rendered vehicles otherwise")
+    parser.add_argument("--weights", type=Path, help="ImageNet weights of mobilenetv2_100 as safetensors")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--budget", type=float, default=48, help="in epochs of plain training")
+    parser.add_argument("--images", type=int, default=10**9, help="judge at most so many, evenly spaced")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--test", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for seed in args.seeds:
+        for row in args.rows:
+            records.append(run_row(row, seed, args))
+            (args.out / "results.json").write_text(json.dumps({"records": records}, indent=1))
+            print(table(records, "val"), flush=True)
+    if args.test:
+        print(table(records, "test"))
+
+
+if __name__ == "__main__":
+    main()
