@@ -6,17 +6,35 @@ values of their own. `year` answers one of the known years, `year_value` a numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmmr.errors import ConfigError
-from vmmr.taxonomy import TREE, Taxonomy
+from vmmr.taxonomy import MAX_NODES, TREE, Taxonomy
 
-__all__ = ["LEVELS", "NUMBERS", "SIDE", "Levels", "check_names", "year_of", "year_value"]
+__all__ = [
+    "LEVELS",
+    "NUMBERS",
+    "SIDE",
+    "Feed",
+    "HierarchyForm",
+    "HierarchySpec",
+    "Levels",
+    "Taps",
+    "check_names",
+    "year_of",
+    "year_value",
+]
+
+HierarchyForm = Literal["parallel", "coarse_to_fine", "fine_to_coarse", "conditional"]
+Feed = Literal["logits", "softmax", "embedding"]
+Taps = Literal["all", "shallow_first"]
 
 SIDE = ("body", "colour", "viewpoint", "year", "year_value")
 """Levels beside the tree."""
@@ -116,3 +134,50 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigError(
             "no such levels", got=list(names), do=f"name each once, at least one of {TREE}, of {', '.join(LEVELS)}"
         )
+
+
+@dataclass(frozen=True)
+class HierarchySpec:
+    """What a model on disk says about its levels; with its taxonomy it gives `Levels`.
+
+    names, attributes: as of `Levels`. form, feed: of the heads, see `vmmr.models.heads.hierarchy`. taps: which levels
+    the heads at the depths of a progressive network answer: all, or the coarsest first. beta: how far the coarser
+    levels decide, see `vmmr.models.decoding`. thresholds: the confidence from which a level of the tree is said;
+    without them the finest always is. Raises ConfigError for anything else: it may come from a stranger.
+    """
+
+    names: tuple[str, ...]
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    form: HierarchyForm = "parallel"
+    feed: Feed = "softmax"
+    taps: Taps = "all"
+    beta: float = 0.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("form", HierarchyForm), ("feed", Feed), ("taps", Taps)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"no such {name} of a hierarchy", got=repr(getattr(self, name)))
+        lists = (self.names, *self.attributes.values()) if isinstance(self.attributes, dict) else (None,)
+        if not all(isinstance(words, list | tuple) and _texts(words) for words in lists):
+            raise ConfigError("levels and their values are lists of short texts", got=self.names)
+        if sum(map(len, lists)) > MAX_NODES:
+            raise ConfigError("too many values of side attributes", got=sum(map(len, lists)))
+        check_names(self.names)
+        # As JSON gives them back: lists for tuples.
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "attributes", {name: tuple(values) for name, values in self.attributes.items()})
+        known = set(self.thresholds) if isinstance(self.thresholds, dict) else None
+        if known not in (set(), {name for name in self.names if name in TREE}):
+            raise ConfigError("every level of the tree has a threshold, or none has", got=self.thresholds)
+        numbers = (self.beta, *self.thresholds.values())
+        if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in numbers):
+            raise ConfigError("beta and thresholds are finite numbers, 0 or more", got=list(numbers))
+
+    def levels(self, taxonomy: Taxonomy) -> Levels:
+        """The levels of a network with this taxonomy; ConfigError where the two do not fit."""
+        return Levels(taxonomy, self.names, self.attributes)
+
+
+def _texts(words: Sequence[object]) -> bool:
+    return all(isinstance(word, str) and len(word) <= 200 for word in words)

@@ -30,13 +30,18 @@ from torch import Tensor, nn
 
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError, DataError
-from vmmr.models import Backbone, ProgressiveNetwork
+from vmmr.levels import HierarchySpec
+from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
+from vmmr.models.decoding import joint_scores
 from vmmr.models.heads import HeadForm
+from vmmr.models.heads.hierarchy import split_levels
 from vmmr.taxonomy import MAX_NODES, Taxonomy
 
 import timm  # isort: skip
 
-__all__ = ["OPTIONS", "Bundle", "ModelSpec", "build_network", "read_bundle", "write_bundle"]
+__all__ = ["OPTIONS", "Bundle", "ModelSpec", "Network", "build_network", "read_bundle", "write_bundle"]
+
+Network = Backbone | HierarchicNetwork | ProgressiveNetwork
 
 _FORMAT, _VERSION = "vmmr-bundle", 1
 OPTIONS: dict[str, type | tuple[type, ...]] = {
@@ -60,7 +65,8 @@ class ModelSpec:
 
     kind: plain (a timm classifier and nothing else) or progressive (with denoising-recognition heads).
     mean, std: the backbone's input statistics on [0, 1]. temperature: what logits are divided by before the softmax
-    that confidence is read from, fitted on validation images; 1 where none was.
+    that confidence is read from, fitted on validation images; 1 where none was. hierarchy: the levels of a network that
+    answers more than classes.
     """
 
     kind: Literal["plain", "progressive"]
@@ -72,6 +78,7 @@ class ModelSpec:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     standardise: bool = False
     temperature: float = 1.0
+    hierarchy: HierarchySpec | None = None
 
     def __post_init__(self) -> None:
         # A spec may come from a stranger's bundle: no name that timm would fetch, no option that names a file.
@@ -92,6 +99,8 @@ class ModelSpec:
                     got=f"{name}={value!r}",
                     do=f"use {', '.join(OPTIONS)}",
                 )
+        if self.hierarchy is not None and not isinstance(self.hierarchy, HierarchySpec):
+            raise ConfigError("hierarchy describes levels", got=type(self.hierarchy).__name__)
         warmth = self.temperature
         if not isinstance(warmth, int | float) or isinstance(warmth, bool) or not 0 < warmth < math.inf:
             raise ConfigError("a temperature is a finite number above 0", got=repr(warmth))
@@ -114,10 +123,10 @@ class Bundle:
     name: str = ""
     digest: str = ""
 
-    def network(self) -> Backbone | ProgressiveNetwork:
+    def network(self) -> Network:
         """The network with these weights, in evaluation mode, for images in [-1, 1]."""
         try:
-            network = build_network(self.spec)
+            network = build_network(self.spec, self.taxonomy)
         except ConfigError as error:
             raise BundleError(f"the config.json of {self.name} describes no network", got=error) from error
         target: nn.Module = network.model if isinstance(network, Backbone) else network
@@ -129,18 +138,34 @@ class Bundle:
             ) from error
         return network.eval()
 
+    def class_scores(self, logits: Tensor) -> Tensor:
+        """What a network answers, [B, outputs] -> scores [B, classes] whose softmax is the answer's distribution: the
+        logits themselves, or, where there are levels, those of all of them decoded together."""
+        if self.spec.hierarchy is None:
+            return logits
+        levels = self.spec.hierarchy.levels(self.taxonomy)
+        return joint_scores(split_levels(logits, levels.widths), levels, self.spec.hierarchy.beta)
 
-def build_network(spec: ModelSpec) -> Backbone | ProgressiveNetwork:
-    """A fresh network as the spec says."""
+
+def build_network(spec: ModelSpec, taxonomy: Taxonomy | None = None, **options: Any) -> Network:
+    """A fresh network as the spec says. taxonomy: needed where the spec has levels; options: what only training reads
+    of hierarchy heads, see `HierarchyHead`. Raises ConfigError where they do not fit."""
+    if spec.hierarchy is not None and taxonomy is None:
+        raise ConfigError("levels need their taxonomy", got=list(spec.hierarchy.names), do="pass it")
+    levels = spec.hierarchy.levels(taxonomy) if spec.hierarchy is not None and taxonomy is not None else None
     backbone = Backbone(
         spec.backbone,
-        spec.classes,
+        spec.classes if levels is None else 0,
         mean=spec.mean,
         std=spec.std,
         standardise=spec.standardise,
         options=spec.backbone_options,
     )
-    return backbone if spec.kind == "plain" else ProgressiveNetwork(backbone, spec.classes, spec.heads)
+    if levels is None or spec.hierarchy is None:
+        return backbone if spec.kind == "plain" else ProgressiveNetwork(backbone, spec.classes, spec.heads)
+    if spec.kind == "plain":
+        return HierarchicNetwork(backbone, levels, spec.hierarchy, **options)
+    return HierarchicProgressiveNetwork(backbone, levels, spec.hierarchy, spec.heads, **options)
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> Path:
@@ -207,6 +232,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     _parse(payload["preprocess.json"], "preprocess.json")
     try:
         config["mean"], config["std"] = tuple(config["mean"]), tuple(config["std"])
+        if config.get("hierarchy") is not None:
+            config["hierarchy"] = HierarchySpec(**config["hierarchy"])
         spec = ModelSpec(**config)
         taxonomy = Taxonomy.from_json(payload["taxonomy.json"].decode())
         preprocess = Preprocess.from_json(payload["preprocess.json"].decode())

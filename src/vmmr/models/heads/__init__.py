@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from vmmr.models.heads.denoise_recognise import Decoder, HeadForm, RecognitionHead
-from vmmr.models.heads.hierarchy import Feed, HierarchyForm, HierarchyHead
+from vmmr.models.heads.hierarchy import HierarchyHead
 
-__all__ = ["Decoder", "Feed", "HeadForm", "HierarchyForm", "HierarchyHead", "RecognitionHead"]
+__all__ = ["Decoder", "HeadForm", "HierarchyHead", "RecognitionHead"]

@@ -32,13 +32,20 @@ def _conv_norm_relu(into: int, out: int, kernel: int, groups: int = 1) -> list[n
     ]
 
 
+def _last(classes: int) -> nn.Module:
+    return nn.Linear(512, classes) if classes else nn.Identity()
+
+
 class RecognitionHead(nn.Module):
     """Feature map [B, channels, h, w] of any h, w -> logits [B, classes].
 
     published: 1x1 to 512, 3x3 to 1024, global max, then BN, Linear 512, BN, ELU, Linear.
     lean: 1x1 to 256, depthwise 3x3, 1x1 to 512, global max, then BN, Linear.
-    The global maximum is adaptive: at the authors' input sizes it equals their fixed kernels.
+    The global maximum is adaptive: at the authors' input sizes it equals their fixed kernels. Without classes the last
+    linear layer is left out: [B, `RecognitionHead.width`] comes out, for heads of several levels.
     """
+
+    width = 512
 
     def __init__(self, channels: int, classes: int, form: HeadForm = "published") -> None:
         super().__init__()
@@ -49,7 +56,7 @@ class RecognitionHead(nn.Module):
                 nn.Linear(1024, 512),
                 nn.BatchNorm1d(512),
                 nn.ELU(inplace=True),
-                nn.Linear(512, classes),
+                _last(classes),
             )
         elif form == "lean":
             self.convolutions = nn.Sequential(
@@ -57,7 +64,7 @@ class RecognitionHead(nn.Module):
                 *_conv_norm_relu(256, 256, 3, groups=256),
                 *_conv_norm_relu(256, 512, 1),
             )
-            self.classifier = nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, classes))
+            self.classifier = nn.Sequential(nn.BatchNorm1d(512), _last(classes))
         else:
             raise ConfigError("no such form of head", got=repr(form), do="use 'published' or 'lean'")
 

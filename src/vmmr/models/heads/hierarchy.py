@@ -15,7 +15,7 @@ timm's `forward_head(pre_logits=True)`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vmmr.errors import ConfigError
+from vmmr.levels import Feed, HierarchyForm
 from vmmr.taxonomy import TREE
 
-__all__ = ["Feed", "HierarchyForm", "HierarchyHead", "join_levels", "log_marginal", "split_levels"]
-
-HierarchyForm = Literal["parallel", "coarse_to_fine", "fine_to_coarse", "conditional"]
-Feed = Literal["logits", "softmax", "embedding"]
+__all__ = ["HierarchyHead", "join_levels", "log_marginal", "split_levels"]
 
 
 def log_marginal(scores: Tensor, parents: Tensor, groups: int) -> Tensor:
