@@ -33,6 +33,7 @@ FACE = {"__init__", "cli", "demo", "recipes", "recognizer"}
 # Imports against the order, each with its reason.
 AGAINST_THE_ORDER = {
     ("training.loop", "evaluation.classify"),  # the validation score that selects
+    ("training.loop", "evaluation.hierarchy"),  # and that of every level
     ("training.run", "evaluation.evaluate"),  # the one look at the test images, at the very end
     ("training.run", "export.bundle"),  # what a run leaves, and the teacher it starts from
     ("training.run", ""),  # the version that metrics.json names

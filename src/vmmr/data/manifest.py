@@ -222,6 +222,19 @@ class Manifest:
             )
         return self._derived(self.table, taxonomy)
 
+    def upto(self, level: str) -> Manifest:
+        """The same rows, told no finer than "make" or "model" ("class": as they are).
+
+        >>> m = Manifest.from_columns({"path": ["a"], "make": ["VW"], "model": ["Golf"], "year": [2012]})
+        >>> m.upto("model").class_names, m.upto("make").class_names
+        (('VW Golf',), ('VW',))
+        """
+        table = self.table
+        for name in {"make": ("model", "year"), "model": ("year",), "class": ()}[level]:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pa.nulls(len(self), table.schema.field(name).type))
+        return self if table is self.table else Manifest(table, self.root)
+
     def with_splits(self, splits: ArrayLike) -> Manifest:
         """The same rows with these splits."""
         place = self.table.schema.get_field_index("split")

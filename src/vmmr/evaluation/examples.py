@@ -99,7 +99,7 @@ def example_strips(
         label = int(side.labels[k])
         replies = {}
         for model, network in networks.items():
-            logits = network.answer(noisy) if isinstance(network, ProgressiveNetwork) else network(noisy)["logits_0"]
+            logits = bundles[model].class_scores(network.answer(noisy))
             confidence, said = (logits / bundles[model].spec.temperature).softmax(dim=1)[0].max(dim=0)
             replies[model] = Reply(names[int(said)], float(confidence), int(said) == label)
         examples.append(Example(name, names[label], _picture(clean[0]), _picture(noisy[0]), restored, replies))

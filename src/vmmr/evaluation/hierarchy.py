@@ -5,6 +5,7 @@ networks trained for one level each. Here beta and the thresholds of the back-of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vmmr.errors import DataError
+from vmmr.evaluation.calibration import fit_temperature
 from vmmr.evaluation.classify import accuracy, macro_accuracy
-from vmmr.levels import NUMBERS, Levels
-from vmmr.models.decoding import NEVER, joint_scores
+from vmmr.levels import NUMBERS, HierarchySpec, Levels
+from vmmr.models.decoding import NEVER, confidences_by_level, joint_scores
 
-__all__ = ["delta_m", "fit_beta", "fit_thresholds", "hierarchy_scores", "level_scores"]
+__all__ = ["delta_m", "fit_beta", "fit_decoding", "fit_thresholds", "hierarchy_scores", "level_scores"]
 
 _MOST_BETA = 4.0
 
@@ -99,6 +101,32 @@ def fit_beta(logits: Mapping[str, Tensor], labels: NDArray[np.int64], levels: Le
 
     found = minimize_scalar(likelihood, bounds=(0.0, _MOST_BETA), method="bounded", options={"xatol": 1e-3})
     return float(found.x) if float(found.fun) < likelihood(0.0) else 0.0
+
+
+def fit_decoding(
+    logits: Mapping[str, Tensor],
+    labels: Mapping[str, NDArray[np.int64]],
+    levels: Levels,
+    spec: HierarchySpec,
+    precision: float,
+) -> tuple[HierarchySpec, float]:
+    """The spec with beta and, for a precision above 0, thresholds fitted on validation images; and the temperature that
+    goes with them. logits: [N, width] by level; labels: int64 [N] by level, -1 for unknown."""
+    known = labels[levels.finest] >= 0
+    told = {level: found[torch.from_numpy(known)] for level, found in logits.items()}
+    truth = labels[levels.finest][known]
+    beta = round(fit_beta(told, truth, levels), 4)
+    scores = joint_scores(told, levels, beta)
+    temperature = round(fit_temperature(scores, truth), 4)
+    thresholds = {}
+    if precision:
+        said, sure = confidences_by_level(scores / temperature, levels)
+        right = {
+            level: said[level].cpu() == torch.from_numpy(levels.parents(levels.finest, level)[truth])
+            for level in levels.tree
+        }
+        thresholds = fit_thresholds(sure, right, levels, precision)
+    return replace(spec, beta=beta, thresholds=thresholds), temperature
 
 
 def fit_thresholds(

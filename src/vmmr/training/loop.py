@@ -26,6 +26,8 @@ from vmmr.config import TrainConfig
 from vmmr.data.samplers import EpochSampler
 from vmmr.errors import TrainingError
 from vmmr.evaluation.classify import accuracy, predict_logits
+from vmmr.evaluation.hierarchy import level_scores
+from vmmr.models.heads.hierarchy import split_levels
 from vmmr.training.augment import crop_and_flip
 from vmmr.training.log import RunLog
 from vmmr.training.method import Batch, Method, total
@@ -97,15 +99,18 @@ def _require_finite(losses: dict[str, float], step: int) -> None:
         raise TrainingError(f"the loss is no longer finite at step {step}", got=losses, do=do)
 
 
-def _batches(side: Side, order: Iterator[np.ndarray], rank: int, world: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(pixels, labels, global batch size) of this process's share of each batch, decoded one batch ahead."""
+def _batches(side: Side, order: Iterator[np.ndarray], rank: int, world: int) -> Iterator[tuple[Tensor, Batch, int]]:
+    """(pixels, labels by their name in the batch, global batch size) of this process's share of each batch, decoded one
+    batch ahead."""
+    columns = {"label": side.labels, **{f"label_{level}": labels for level, labels in side.by_level.items()}}
 
-    def fetch(indices: np.ndarray) -> tuple[Tensor, Tensor, int]:
+    def fetch(indices: np.ndarray) -> tuple[Tensor, Batch, int]:
         own = indices[rank::world]
-        return side.pixels[own], torch.from_numpy(side.labels[own]), len(indices)
+        labels = {name: torch.from_numpy(column[own]) for name, column in columns.items()}
+        return side.pixels[own], labels, len(indices)
 
     with ThreadPoolExecutor(1) as pool:
-        coming: deque[Future[tuple[Tensor, Tensor, int]]] = deque()
+        coming: deque[Future[tuple[Tensor, Batch, int]]] = deque()
         for indices in order:
             coming.append(pool.submit(fetch, indices))
             if len(coming) > 1:
@@ -198,7 +203,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
 
-    def view(self, pixels: Tensor, labels: Tensor, global_size: int) -> Batch:
+    def view(self, pixels: Tensor, labels: Batch, global_size: int) -> Batch:
         """Decoded pixels -> the batch the method sees, on the device, in [-1, 1]."""
         fabric, config = self.fabric, self.config
         draws = torch.rand(global_size, 3, generator=self.views)[fabric.global_rank :: fabric.world_size]
@@ -206,7 +211,7 @@ class _Run:
         image = self.samples.preprocess.normalise(cut)
         if config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return {"image": image, "label": labels.to(fabric.device)}
+        return {"image": image, **{name: column.to(fabric.device) for name, column in labels.items()}}
 
     def update(self, losses: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
         """One optimiser step on prepared data; returns the losses before it."""
@@ -264,7 +269,13 @@ class _Run:
             self.samples.preprocess,
             device=self.fabric.device,
         )
-        scores = {f"val_{name}": value for name, value in accuracy(logits, validation.labels).items()}
+        levels = self.samples.levels
+        if levels is None:
+            scores = {f"val_{name}": value for name, value in accuracy(logits, validation.labels).items()}
+        else:
+            found = level_scores(split_levels(logits, levels.widths), validation.by_level)
+            scores = {f"val_{name}": found[levels.finest][name] for name in ("top1", "top5")}
+            scores |= {f"val_{level}": next(iter(by_level.values())) for level, by_level in found.items()}
         if scores["val_top1"] > self.best_score:
             self.best, self.best_score = self.epoch, scores["val_top1"]
             self.best_state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
