@@ -57,6 +57,8 @@ RIVALS: dict[str, tuple[Stage, ...]] = {
     "SAM + noise": (("sam", 1, {"noise": "strong"}),),
     "AugMix": (("augmix", 1, {}),),
     "plain + varied": (("plain_noise", 1, {"noise": "varied"}),),
+    "plain + noise, image statistics": (("plain_noise", 1, {"statistics": "image"}),),
+    "plain + varied, image statistics": (("plain_noise", 1, {"noise": "varied", "statistics": "image"}),),
     "AugMix + noise": (("augmix", 1, {"noise": "varied"}),),
 }
 LEVERS: dict[str, tuple[Stage, ...]] = {
@@ -168,7 +170,7 @@ def run_row(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def means(judged: dict[str, Any]) -> dict[str, float]:
-    """Clean, each family, all corruptions together, Gaussian noise, in percent; the calibrated calibration error over all."""
+    """Clean, each family, all corruptions together, Gaussian noise, in percent; calibration error after temperature."""
     top1 = {name: 100 * scores["top1"] for name, scores in judged["conditions"].items()}
     found = {"clean": top1["clean"]}
     for family, ops in FAMILIES.items():

@@ -87,7 +87,13 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     compare = ArgumentParser(description="Results of several bundles on the same images, over one another on a page.")
     compare.add_argument("results", nargs="+", type=str, help="JSON files of evaluate, or folders of its reports")
     compare.add_argument("--out", required=True, type=str, metavar="FILE", help="page to write, .html")
-    compare.add_argument("--names", nargs="+", type=str, default=None, help="of the models, in order")
+    compare.add_argument(
+        "--names",
+        nargs="+",
+        type=str,
+        default=None,
+        help="of the models, in order; a name that repeats is one model, trained several times",
+    )
     compare.add_argument("--markdown", default=None, type=str, metavar="FILE", help="text whose table to renew")
     verbs.add_subcommand("compare", compare, help="results over one another, as a page")
 
@@ -255,11 +261,16 @@ def _write_report(bundle: Bundle, manifest: Manifest, args: Namespace, document:
 
 def _compare(args: Namespace) -> int:
     from vmmr.evaluation.card import comparison_table, replace_part
-    from vmmr.evaluation.compare import name_results, read_results, write_comparison
+    from vmmr.evaluation.compare import name_results, read_results, require_comparable, write_comparison
     from vmmr.evaluation.report import write_text
+    from vmmr.evaluation.seeds import over_trainings
 
     paths = name_results([Path(source) for source in args.results], args.names)
-    documents = {name: read_results(path) for name, path in paths.items()}
+    documents = {}
+    for name, places in paths.items():
+        trainings = [read_results(place) for place in places]
+        require_comparable({str(place): document for place, document in zip(places, trainings, strict=True)})
+        documents[name] = over_trainings(trainings)
     try:
         write_comparison(Path(args.out), documents)
         if args.markdown:

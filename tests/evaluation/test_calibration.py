@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmmr.errors import DataError
@@ -86,6 +86,7 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
         assert calibration_error(confidences(logits), right) > 0.05
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100), st.floats(0.3, 5))
 def test_the_fit_scales_with_the_logits_and_is_a_minimum(seed: int, scale: float) -> None:
     logits, labels = _drawn(300, 4, seed)

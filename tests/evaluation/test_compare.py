@@ -288,9 +288,9 @@ def test_what_is_no_document_is_refused(tmp_path: Path, text: str) -> None:
 def test_names_are_those_given_or_the_telling_part_of_the_path(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "report" / "results.json", tmp_path / "b" / "bundle", tmp_path / "c.json"]
     assert list(name_results(paths)) == ["a", "b", "c"]
-    assert name_results(paths, ["x", "y", "z"])["y"] == paths[1]
-    for names in (["x", "y"], ["x", "x", "y"]):
-        with pytest.raises(ConfigError, match="--names"):
-            name_results(paths, names)
+    assert name_results(paths, ["x", "y", "z"])["y"] == [paths[1]]
+    assert name_results(paths, ["x", "y", "x"]) == {"x": [paths[0], paths[2]], "y": [paths[1]]}
+    with pytest.raises(ConfigError, match="--names"):
+        name_results(paths, ["x", "y"])
     with pytest.raises(ConfigError, match="--names"):
         name_results([tmp_path / "a" / "bundle", tmp_path / "a.json"])

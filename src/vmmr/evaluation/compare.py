@@ -90,13 +90,15 @@ def read_results(path: Path) -> dict[str, Any]:
     return document
 
 
-def name_results(paths: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Path]:
+def name_results(paths: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, list[Path]]:
     """The places of results by the names of their models: those given, else what the paths are called, less the words
-    that say nothing ("bundle", "report", "results.json").
+    that say nothing ("bundle", "report", "results.json"). Places of one name are trainings of one model; only given
+    names may repeat.
 
     >>> list(name_results([Path("/runs/plain/report/results.json"), Path("/runs/student"), Path("/runs/teacher.json")]))
     ['plain', 'student', 'teacher']
     """
+    given = names is not None
     if names is None:
         names = []
         for path in paths:
@@ -104,9 +106,13 @@ def name_results(paths: Sequence[Path], names: Sequence[str] | None = None) -> d
             while part.name in _GENERIC:
                 part = part.parent
             names.append(part.name.removesuffix(".json"))
-    if len(names) != len(paths) or len(set(names)) != len(names):
-        raise ConfigError("every model needs a name of its own", got=", ".join(names), do="name them with --names")
-    return dict(zip(names, paths, strict=True))
+    if len(names) != len(paths) or not (given or len(set(names)) == len(names)):
+        do = "name each with --names; trainings of one model share theirs"
+        raise ConfigError("every result needs the name of its model", got=", ".join(names), do=do)
+    named: dict[str, list[Path]] = {name: [] for name in names}
+    for name, path in zip(names, paths, strict=True):
+        named[name].append(path)
+    return named
 
 
 def mean_over(document: Mapping[str, Any], names: Sequence[str], measure: str = "top1") -> float | None:
@@ -226,7 +232,8 @@ def _facts(documents: Documents) -> dict[str, str]:
         facts[name if len(documents) > 1 else "Model"] = ", ".join(
             [
                 f"{bundle['kind']} {bundle['backbone']} at {bundle['size']} px" if bundle else "unnamed bundle",
-                *([f"digest {bundle['digest'][:16]}"] if bundle.get("digest") else []),
+                *([f"mean over {document['trainings']} trainings"] if "trainings" in document else []),
+                *([f"digest {bundle['digest'][:16]}"] if bundle.get("digest") and "trainings" not in document else []),
                 *([f"vmmr {document['vmmr']}"] if "vmmr" in document else []),
             ]
         )
