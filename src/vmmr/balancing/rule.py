@@ -132,8 +132,8 @@ class Weighting(nn.Module):
     """A rule: named losses -> named weights; the caller descends the sum of weight x loss, plus `penalty`.
 
     names: every loss that can occur; a batch may have any of them. What a rule remembers it keeps in buffers, so that
-    it is in the state_dict, and by name, so that it outlives batches without the loss. Weights are the same on all
-    processes. Raises ConfigError when names are missing or double.
+    it is in the state_dict and moves to the device of the losses, and by name, so that it outlives batches without the
+    loss. Weights are the same on all processes. Raises ConfigError when names are missing or double.
     """
 
     learns = False
