@@ -151,7 +151,9 @@ def _training_flags(parser: ArgumentParser, words: Sequence[str], default: str) 
         from vmmr.export.bundle import read_bundle
 
         teacher = read_bundle(named.teacher)
+        taught = teacher.spec.hierarchy
         parser.set_defaults(
+            levels=list(taught.names) if taught is not None else [],
             backbone=teacher.spec.backbone,
             backbone_options=teacher.spec.backbone_options,
             size=teacher.preprocess.height,

@@ -170,6 +170,10 @@ class TrainConfig:
             strange = sorted(set(self.level_weights) - set(self.levels))
             if strange or not all(weight >= 0 for weight in self.level_weights.values()):
                 refuse("level_weights are numbers, 0 or more, of levels", "drop others", "level_weights", "levels")
+            if self.teacher_forcing and self.method != "plain":
+                refuse("teacher forcing is of plain training", "leave it", "teacher_forcing", "method")
+            if self.taps != "all" and self.method != "pmal":
+                refuse("taps are PMAL's", "leave them", "taps", "method")
             if not 0 <= self.back_off <= 1:
                 refuse("back_off is a precision", "pass a value in [0, 1]", "back_off")
         else:

@@ -18,10 +18,13 @@ from vmmr.errors import ConfigError, DataError
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.export.bundle import read_bundle
 from vmmr.levels import HierarchySpec
-from vmmr.models import Backbone, HierarchicNetwork
+from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork
 from vmmr.models.heads.hierarchy import split_levels
 from vmmr.objectives import level_losses, marginal_nll
+from vmmr.taxonomy import Taxonomy
+from vmmr.training.distil import Distil
 from vmmr.training.multitask import Multitask, hierarchy_losses, labels_by_level
+from vmmr.training.progressive import Progressive
 from vmmr.training.run import train
 from vmmr.training.samples import open_samples
 
@@ -221,8 +224,6 @@ def _stop_in_epoch_1(batch: dict[str, torch.Tensor], epoch: int) -> dict[str, to
 
 
 def test_losses_are_those_of_each_level(tiny: Settings) -> None:
-    from vmmr.taxonomy import Taxonomy
-
     taxonomy = Taxonomy.from_rows(*(list(column) for column in zip(*[car[:3] for car in CARS], strict=True)))
     spec = HierarchySpec(("make", "class"))
     torch.manual_seed(0)
@@ -250,8 +251,6 @@ def test_losses_are_those_of_each_level(tiny: Settings) -> None:
 
 
 def test_consistency_draws_views_together(tiny: Settings) -> None:
-    from vmmr.taxonomy import Taxonomy
-
     taxonomy = Taxonomy.from_rows(["A", "B"], ["x", "y"])
     spec = HierarchySpec(("make", "class"), form="coarse_to_fine")
     network = HierarchicNetwork(Backbone("test_resnet", 0), spec.levels(taxonomy), spec, teacher_forcing=True)
@@ -266,6 +265,99 @@ def test_consistency_draws_views_together(tiny: Settings) -> None:
     assert losses["consistency"] > 0
 
 
+def _progressive(taps: str = "all") -> HierarchicProgressiveNetwork:
+    taxonomy = Taxonomy.from_rows(*(list(column) for column in zip(*[car[:3] for car in CARS], strict=True)))
+    spec = HierarchySpec(("make", "class"), taps=taps)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    return HierarchicProgressiveNetwork(Backbone("test_resnet", 0), spec.levels(taxonomy), spec, "lean")
+
+
+def _batch() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "image": 2 * torch.rand(4, 3, 32, 32) - 1,
+        "label": torch.tensor([0, 2, -1, 3]),
+        "label_make": torch.tensor([0, 0, 0, 1]),
+        "label_class": torch.tensor([0, 2, -1, 3]),
+    }
+
+
+@pytest.mark.parametrize("taps", ["all", "shallow_first"])
+def test_pmal_recognises_every_level_at_every_depth(taps: str, tiny: Settings) -> None:
+    network = _progressive(taps)
+    config = tiny(method="pmal", noise="gaussian", levels=["make", "class"], taps=taps, restored_weight=0.5)
+    method = Progressive(network, config)
+    shallow = ["make"] if taps == "shallow_first" else ["make", "class"]
+    for number, depth in enumerate((1, 2, 3)):
+        [step] = method.steps(0, number)
+        prepared = step.prepare(_batch(), torch.Generator().manual_seed(0))
+        losses = step.losses(prepared)
+        heads = [f"head_1_{level}" for level in shallow]
+        heads += [f"head_{j}_{level}" for j in (2, 3) for level in ("make", "class")]
+        again = [f"restored_{depth}_{level}" for level in (shallow if depth == 1 else ["make", "class"])]
+        assert list(losses) == [*heads, "trunk_make", "trunk_class", f"restore_{depth}", *again]
+        outputs = network(prepared["noisy"])
+        for head, logits in network.by_level(outputs).items():
+            told = level_losses(logits, labels_by_level(prepared))
+            for level, loss in told.items():
+                name = f"head_{head}_{level}" if head != "0" else f"trunk_{level}"
+                torch.testing.assert_close(losses[name], loss if head != "0" else 2 * loss)
+    published = Progressive(
+        network, tiny(method="pmal", mode="published", noise="published", levels=["make", "class"], taps=taps)
+    )
+    names = [list(step.losses(step.prepare(_batch(), torch.Generator()))) for step in published.steps(0, 0)]
+    assert names[0] == [
+        *(f"noisy_1_{level}" for level in shallow),
+        "restore_1",
+        *(f"restored_1_{level}" for level in shallow),
+    ]
+    assert names[3][-2:] == ["trunk_make", "trunk_class"]
+    trained = {id(p) for p in method.head_parameters()}
+    assert trained == {id(p) for n, p in network.named_parameters() if not n.startswith("backbone.")}
+
+
+def test_pmd_copies_every_level_of_the_heads_that_have_it(tiny: Settings) -> None:
+    teacher = _progressive("shallow_first")
+    spec = HierarchySpec(("make", "class"))
+    torch.manual_seed(2)
+    student = HierarchicNetwork(Backbone("test_resnet", 0), teacher.levels, spec)
+    method = Distil(student, teacher, tiny(method="pmd", levels=["make", "class"], logit_weight=3.0))
+    batch = method.begin(_batch(), 0)
+    [step] = method.steps(0, 0)
+    losses = step.losses(step.prepare(batch, torch.Generator()))
+    assert list(losses) == [
+        *("logits_make", "logits_class", "labels_make", "labels_class"),
+        *("features_1", "features_2", "features_3"),
+    ]
+    told = student.by_level(student(batch["image"]))["0"]
+    with torch.no_grad():
+        heads = teacher.by_level(teacher(batch["image"]))
+    for level, voters in (("make", "0123"), ("class", "023")):
+        mean = torch.stack([heads[j][level] for j in voters]).mean(0)
+        expected = 3.0 * len(voters) * (told[level] - mean).square().mean()
+        torch.testing.assert_close(losses[f"logits_{level}"], expected)
+    torch.testing.assert_close(losses["labels_class"], level_losses(told, labels_by_level(batch))["class"])
+
+
+def test_from_a_teacher_of_levels_to_a_student(cars: Path, tiny: Settings, tmp_path: Path) -> None:
+    levels = ["make", "class", "body"]
+    config = tiny(
+        method="pmal", noise="gaussian", epochs=1, levels=levels, hierarchy="conditional", taps="shallow_first"
+    )
+    train(config, cars, tmp_path / "teacher", **QUIET)
+    bundle = tmp_path / "teacher" / "bundle"
+    assert isinstance(read_bundle(bundle).network(), HierarchicProgressiveNetwork)
+    assert [told.level for told in vmmr.load(bundle)(str(cars / "0.png")).levels] == levels
+    student = train(tiny(method="pmd", noise="strong", epochs=1), cars, tmp_path / "s", teacher=bundle, **QUIET)
+    assert {"logits_make", "labels_body", "features_1", "val_make"} <= set(student["history"][0])
+    spec = read_bundle(tmp_path / "s" / "bundle").spec
+    assert spec.hierarchy is not None
+    assert (spec.kind, spec.hierarchy.form, spec.hierarchy.names) == ("plain", "parallel", tuple(levels))
+    assert isinstance(read_bundle(tmp_path / "s" / "bundle").network(), HierarchicNetwork)
+    with pytest.raises(ConfigError, match="same levels"):
+        train(tiny(method="pmd", levels=["make"]), cars, tmp_path / "o", teacher=bundle, **QUIET)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -275,6 +367,8 @@ def test_consistency_draws_views_together(tiny: Settings) -> None:
         {"levels": ["make"], "level_weights": {"make": -1.0}},
         {"levels": ["make"], "back_off": 1.5},
         {"levels": ["make"], "head_dropout": 1.0},
+        {"levels": ["make"], "taps": "shallow_first"},
+        {"levels": ["make"], "method": "pmal", "noise": "strong", "teacher_forcing": True},
         {"hierarchy": "conditional"},
         {"level_weights": {"make": 1.0}},
         {"back_off": 0.9},

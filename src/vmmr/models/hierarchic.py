@@ -21,8 +21,6 @@ from vmmr.taxonomy import TREE
 
 __all__ = ["HierarchicNetwork", "HierarchicProgressiveNetwork", "tapped_levels"]
 
-Labels = Mapping[str, Tensor]
-
 
 def _head(channels: int, levels: Levels, names: tuple[str, ...], spec: HierarchySpec, options: Any) -> HierarchyHead:
     tree = [name for name in names if name in TREE]
@@ -44,7 +42,7 @@ class HierarchicNetwork(nn.Module):
         self.backbone = backbone
         self.head = _head(backbone.width, levels, levels.names, spec, options)
 
-    def forward(self, x: Tensor, labels: Labels | None = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, labels: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> logits_0 and features_1..3. labels: by level, for teacher forcing."""
         outputs: dict[str, Tensor] = self.backbone(x)
         outputs["logits_0"] = join_levels(self.head(outputs["logits_0"], labels))
@@ -88,16 +86,14 @@ class HierarchicProgressiveNetwork(ProgressiveNetwork):
             _head(width, levels, names, spec, options) for width, names in zip(widths, self.taps, strict=True)
         )
 
-    def forward(self, x: Tensor, labels: Labels | None = None) -> dict[str, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> logits_0..3 and features_1..3. labels: by level, for teacher forcing."""
-        return self._answered(super().forward(x), labels)
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> logits_0..3 and features_1..3."""
+        return self._answered(super().forward(x))
 
-    def at_depth(self, x: Tensor, depth: int, *, stop: bool, labels: Labels | None = None) -> dict[str, Tensor]:
+    def at_depth(self, x: Tensor, depth: int, *, stop: bool) -> dict[str, Tensor]:
         """The outputs features_k and logits_k for k = depth, see `ProgressiveNetwork.at_depth`."""
-        if not stop:
-            outputs = self(x, labels)
-            return {key: outputs[key] for key in (f"features_{depth}", f"logits_{depth}")}
-        return self._answered(super().at_depth(x, depth, stop=True), labels)
+        seen = super().at_depth(x, depth, stop=stop)
+        return self._answered(seen) if stop else seen
 
     def by_level(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Logits by level of each head among the outputs: {"0": {...}, "1": {...}, ...}."""
@@ -116,8 +112,8 @@ class HierarchicProgressiveNetwork(ProgressiveNetwork):
             means[name] = sum(found[1:], found[0]) / len(found)
         return join_levels(means)
 
-    def _answered(self, outputs: dict[str, Tensor], labels: Labels | None) -> dict[str, Tensor]:
+    def _answered(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         for j, head in enumerate(self.level_heads):
             if f"logits_{j}" in outputs:
-                outputs[f"logits_{j}"] = join_levels(head(outputs[f"logits_{j}"], labels))
+                outputs[f"logits_{j}"] = join_levels(head(outputs[f"logits_{j}"]))
         return outputs

@@ -19,7 +19,7 @@ from vmmr.errors import BundleError, ConfigError, TrainingError
 from vmmr.evaluation.evaluate import calibrated, evaluate
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
 from vmmr.levels import HierarchySpec
-from vmmr.models import Backbone, HierarchicNetwork, ProgressiveNetwork, load_weights
+from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork, load_weights
 from vmmr.training.distil import Distil
 from vmmr.training.loop import Fitted, fit
 from vmmr.training.method import Method
@@ -80,10 +80,17 @@ def train(
     guide = read_bundle(teacher) if teacher is not None else None
     if guide is not None and guide.spec.kind != "progressive":
         raise BundleError("a PMD teacher has denoising-recognition heads", got=f"a {guide.spec.kind} bundle")
+    taught = guide.spec.hierarchy if guide is not None else None
+    if taught is not None and not config.levels:
+        config = config.with_(levels=list(taught.names))
+    if guide is not None and set(config.levels) != set(taught.names if taught is not None else ()):
+        got = f"{list(taught.names) if taught is not None else 'classes alone'} and {config.levels}"
+        raise ConfigError("teacher and student must answer the same levels", got=got, do="leave out levels")
     samples = open_samples(
         manifest,
         config,
         taxonomy=guide.taxonomy if guide is not None else None,
+        levels=taught.levels(guide.taxonomy) if guide is not None and taught is not None else None,
         progress=progress and fabric.is_global_zero,
     )
     method, spec = _assemble(config, samples, guide)
@@ -146,7 +153,8 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
     mean, std = _statistics(config)
     classes, name, source = len(samples.taxonomy), config.backbone, None
     if config.pretrained:
-        source = Backbone(name, classes, pretrained=True, options=config.backbone_options)
+        outputs = classes if samples.levels is None else 0
+        source = Backbone(name, outputs, pretrained=True, options=config.backbone_options)
         if ":" in name:  # hf-hub:owner/name or local-dir:path say where from; a bundle says what it is
             name = str(source.model.pretrained_cfg["architecture"])
     levels = samples.levels
@@ -187,14 +195,16 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
         load_weights(backbone.model, config.weights)
     if isinstance(network, ProgressiveNetwork):
         return Progressive(network, config), spec
-    if isinstance(network, HierarchicNetwork):
-        return Multitask(network, config), spec
     if guide is None:
-        return Plain(network, config), spec
+        return Multitask(network, config) if isinstance(network, HierarchicNetwork) else Plain(network, config), spec
     teacher = guide.network()
     assert isinstance(teacher, ProgressiveNetwork)
     if config.student_init == "teacher":
-        network.load_state_dict(teacher.backbone.state_dict())
+        backbone.load_state_dict(teacher.backbone.state_dict())
+        if isinstance(network, HierarchicNetwork) and isinstance(teacher, HierarchicProgressiveNetwork):
+            head = teacher.level_heads[0].state_dict()
+            if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in network.head.state_dict().items()}:
+                network.head.load_state_dict(head)
     return Distil(network, teacher, config), spec
 
 
@@ -203,7 +213,6 @@ def _bundle(method: Method, fitted: Fitted, samples: Samples, spec: ModelSpec, c
     preprocess = samples.preprocess
     if spec.kind == "plain" and spec.hierarchy is None:
         tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
-    if spec.kind == "plain":
         preprocess = replace(preprocess, mean=spec.mean, std=spec.std)
     card = (
         f"# vmmr bundle: {spec.kind} {spec.backbone}\n\n"
