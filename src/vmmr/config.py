@@ -11,7 +11,26 @@ import yaml
 from vmmr.errors import ConfigError
 from vmmr.levels import Feed, HierarchyForm, Taps, check_names
 
-__all__ = ["TrainConfig"]
+__all__ = ["Balancer", "TrainConfig"]
+
+Balancer = Literal[
+    "none",
+    "aligned_mtl",
+    "avgnorm",
+    "cagrad",
+    "db_mtl",
+    "dwa",
+    "fairgrad",
+    "fixed",
+    "gradnorm",
+    "imtl_g",
+    "mgda",
+    "nash_mtl",
+    "pcgrad",
+    "random",
+    "uncertainty",
+    "upgrad",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,10 @@ class TrainConfig:
         marginal_weight: weight of the coarsest level's likelihood as the finest one tells it; 0 for none.
         taps: levels that PMAL's heads answer: all at every depth, or shallow_first (make, then model, then all).
         back_off: precision that a level needs on validation images, else a coarser one is said; 0 says the finest.
+        balancer: rule that weighs losses against each other: none, or a name of `vmmr.balancing.BALANCERS`.
+        balancer_options: arguments of the rule, for example {"scale": "max_norm"}.
+        balance_over: what is summed before it is weighed: tasks (recognition, restoration, restored) or levels.
+        measure_every: compare the gradients for the log every so many steps, whatever the rule; 0 never.
         dense_zero_grads: unused parameters get zero gradients (momentum and decay go on) instead of none.
         norm_updates: which training passes change BatchNorm running statistics: all, or those of whole-network passes.
         feature_weight: weight of the student's feature terms (published 100).
@@ -119,6 +142,10 @@ class TrainConfig:
     marginal_weight: float = 0.0
     taps: Taps = "all"
     back_off: float = 0.0
+    balancer: Balancer = "none"
+    balancer_options: dict[str, Any] = field(default_factory=dict)
+    balance_over: Literal["tasks", "levels"] = "tasks"
+    measure_every: int = 0
     dense_zero_grads: bool = False
     norm_updates: Literal["all", "whole"] = "all"
     feature_weight: float = 1.0
@@ -144,7 +171,17 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 refuse(f"{name} must be at least 1", "raise it", name)
         weights = ("marginal_weight", "alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")
-        for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", *weights, "padding", "memory_gib"):
+        for name in (
+            "lr",
+            "trunk_lr",
+            "weight_decay",
+            "clip_norm",
+            "sam_rho",
+            "measure_every",
+            *weights,
+            "padding",
+            "memory_gib",
+        ):
             if not getattr(self, name) >= 0:
                 refuse(f"{name} must not be negative", "raise it", name)
         for name in ("crop", "distil_share"):
@@ -182,6 +219,15 @@ class TrainConfig:
             used = [n for n in (*of_levels, "taps", "back_off") if getattr(self, n) != plain[n].default]
             if used or self.level_weights:
                 refuse("this belongs to levels", "set levels, for example [make, class]", *used, "level_weights")
+        balances = self.balancer != "none" or self.measure_every > 0
+        if self.balancer == "none" and self.balancer_options:
+            refuse("options without a balancer", "name one", "balancer", "balancer_options")
+        if balances and self.method == "plain" and len(self.levels) < 2 and not self.consistency:
+            refuse("there is one loss and nothing to balance", "set levels", "balancer", "measure_every", "levels")
+        if self.balance_over == "levels" and not (balances and self.levels):
+            refuse("levels to balance over", "set levels and balancer", "balance_over", "levels", "balancer")
+        if self.balancer == "db_mtl" and self.method == "pmal" and self.balancer_options.get("beta") != 0:
+            refuse("PMAL's depths have no common gradient to remember", "pass beta: 0", "balancer", "balancer_options")
         if self.sam_every > 1 and self.sam_rho == 0:
             refuse("sam_every without SAM", "set sam_rho, for example 0.05", "sam_every", "sam_rho")
         if self.method == "pmal" and self.mode == "fast" and self.noise == "none":

@@ -18,6 +18,7 @@ from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwor
 from vmmr.models.backbone import DEPTHS
 from vmmr.noise import TRAINING_NOISE
 from vmmr.objectives import ensemble_mse, feature_mse, relative_feature_mse, smoothed_kl
+from vmmr.training.balance import shared_weights
 from vmmr.training.method import Batch, Step
 from vmmr.training.multitask import hierarchy_losses, labels_by_level
 
@@ -32,6 +33,8 @@ class Distil:
         self.teacher = teacher.eval().requires_grad_(False)
         self._config = config
         self._noise = TRAINING_NOISE[config.noise]
+        backbone = student.backbone if isinstance(student, HierarchicNetwork) else student
+        [self._shared] = shared_weights(backbone, config, DEPTHS[-1]).values()
         self._feature_term = relative_feature_mse if config.relative_features else feature_mse
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -56,11 +59,14 @@ class Distil:
     def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
         """Published: three feature updates and one on logits and labels, later labels alone. Fast: one update."""
         if not self.asks_teacher(epoch):
-            return (Step("labels", self._view, self._label_losses),)
+            return (Step("labels", self._view, self._label_losses, self._shared),)
         if self._config.mode == "fast":
-            return (Step("fused", self._view, self._fused),)
-        features = (Step(f"features_{depth}", self._view, partial(self._feature_losses, depth)) for depth in DEPTHS)
-        return (*features, Step("logits", self._view, self._logit_losses))
+            return (Step("fused", self._view, self._fused, self._shared),)
+        features = (
+            Step(f"features_{depth}", self._view, partial(self._feature_losses, depth), self._shared)
+            for depth in DEPTHS
+        )
+        return (*features, Step("logits", self._view, self._logit_losses, self._shared))
 
     def answer(self, network: nn.Module, image: Tensor) -> Tensor:
         """The classifier's logits."""

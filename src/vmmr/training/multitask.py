@@ -16,6 +16,7 @@ from vmmr.levels import Levels
 from vmmr.models import HierarchicNetwork
 from vmmr.noise import TRAINING_NOISE
 from vmmr.objectives import jensen_shannon, level_losses, marginal_nll
+from vmmr.training.balance import shared_weights
 from vmmr.training.method import Batch, Step
 
 __all__ = ["Multitask", "hierarchy_losses", "labels_by_level"]
@@ -49,6 +50,7 @@ class Multitask:
         self.network = network
         self._config = config
         self._noise = TRAINING_NOISE[config.noise]
+        self._shared = shared_weights(network.backbone, config, None)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The heads of all levels."""
@@ -60,7 +62,7 @@ class Multitask:
 
     def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
         """One update."""
-        return (Step("levels", self._prepare, self._losses),)
+        return (Step("levels", self._prepare, self._losses, self._shared[None]),)
 
     def answer(self, network: nn.Module, image: Tensor) -> Tensor:
         """The logits of all levels side by side."""

@@ -29,6 +29,7 @@ from vmmr.models import HierarchicProgressiveNetwork, ProgressiveNetwork
 from vmmr.models.backbone import DEPTHS
 from vmmr.noise import TRAINING_NOISE
 from vmmr.objectives import RESTORATION, smoothed_kl
+from vmmr.training.balance import shared_weights
 from vmmr.training.method import Batch, Step
 from vmmr.training.multitask import hierarchy_losses, labels_by_level
 from vmmr.training.sam import frozen_statistics
@@ -99,6 +100,7 @@ class Progressive:
         self.network = network
         self._config = config
         self._noise = TRAINING_NOISE[config.noise]
+        self._shared = shared_weights(network.backbone, config, *DEPTHS)
         self._recognise = _classes(config.smoothing)
         if isinstance(network, HierarchicProgressiveNetwork):
             self._recognise = _every_level(network, config)
@@ -122,9 +124,12 @@ class Progressive:
         """Four published updates, or one fast update whose restoring depth rotates."""
         if self._config.mode == "fast":
             depth = DEPTHS[step % len(DEPTHS)]
-            return (Step(f"fused_{depth}", self._degrade, partial(self._fused, depth)),)
-        restoring = (Step(f"restore_{depth}", self._degrade, partial(self._restore, depth)) for depth in DEPTHS)
-        return (*restoring, Step("clean", lambda batch, generator: batch, self._clean))
+            return (Step(f"fused_{depth}", self._degrade, partial(self._fused, depth), self._shared[depth]),)
+        restoring = (
+            Step(f"restore_{depth}", self._degrade, partial(self._restore, depth), self._shared[depth])
+            for depth in DEPTHS
+        )
+        return (*restoring, Step("clean", lambda batch, generator: batch, self._clean, self._shared[DEPTHS[-1]]))
 
     def answer(self, network: nn.Module, image: Tensor) -> Tensor:
         """The mean of the four logit vectors."""
