@@ -211,6 +211,9 @@ def _evaluate(args: Namespace) -> int:
         table.add_row(name.replace("_", " "), f"{found['value']:.1%}", f"{low:.1%} to {high:.1%}")
     console = Console()
     console.print(table)
+    clean = document["conditions"].get("clean", {})
+    if "levels" in clean:
+        console.print(_of_levels(clean))
     cost, temperature = document["cost"], document["calibration"]["temperature"]
     console.print(
         f"{cost['parameters']:,} parameters, {cost['macs'] / 1e6:,.0f} million MACs, {cost['latency_ms']:.1f} ms an "
@@ -224,6 +227,20 @@ def _evaluate(args: Namespace) -> int:
     if args.report:
         _write_report(bundle, judged, args, document)
     return 0
+
+
+def _of_levels(clean: dict[str, Any]) -> str:
+    """Accuracy of each level by itself on clean images, and how they go together."""
+    shown = [
+        f"{level} {scores['top1']:.1%}" if "top1" in scores else f"{level} {scores['mean_error']:.1f} years off"
+        for level, scores in clean["levels"].items()
+    ]
+    [(coarse, marginal)] = clean["marginal"].items()
+    together = clean["independent"]
+    return (
+        f"each level by itself: {', '.join(shown)}; {coarse} as the finest level tells it {marginal:.1%}; "
+        f"both right {together['joint']:.1%}, both consistent {together['consistency']:.1%}"
+    )
 
 
 def _make_folder(folder: Path) -> None:

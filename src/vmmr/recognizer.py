@@ -49,7 +49,7 @@ class Recognizer:
         self.temperature = bundle.spec.temperature
         self._scores = bundle.class_scores
         self._spec = bundle.spec.hierarchy
-        self.levels = self._spec.levels(bundle.taxonomy) if self._spec is not None else None
+        self.levels = bundle.levels
         self.network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.batch_size = torch.device(device), batch_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 
 import vmmr
+from vmmr.cli import main
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.errors import ConfigError, DataError
 from vmmr.evaluation.evaluate import evaluate
+from vmmr.evaluation.examples import example_strips
 from vmmr.export.bundle import read_bundle
 from vmmr.levels import HierarchySpec
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork
@@ -186,6 +189,9 @@ def test_thresholds_are_fitted_where_asked(cars: Path, tiny: Settings, tmp_path:
 def test_a_make_alone_is_a_network_of_makes(cars: Path, tiny: Settings, tmp_path: Path) -> None:
     metrics = train(tiny(levels=["make"], epochs=2), cars, tmp_path / "run", **QUIET)
     assert metrics["test_images"] == 8
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    strips = example_strips({"makes": bundle}, Manifest.load(cars).split("test"), shown=["clean", "fog@3"])
+    assert [strip.truth in ("Audi", "VW") for strip in strips] == [True, True]
     answer = vmmr.load(tmp_path / "run" / "bundle")(str(Manifest.load(cars).path(0)))
     assert (answer.make in ("Audi", "VW"), answer.model, answer.year, answer.level) == (True, "", None, "make")
 
@@ -221,6 +227,20 @@ def _stop_in_epoch_1(batch: dict[str, torch.Tensor], epoch: int) -> dict[str, to
     if epoch == 1:
         raise KeyboardInterrupt
     return batch
+
+
+def test_the_verbs_tell_of_levels(
+    run: tuple[Path, dict[str, Any]], cars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, report = str(run[0] / "bundle"), tmp_path / "report"
+    assert main(["evaluate", bundle, "--data", str(cars), "--split", "test", "--report", str(report)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    clean = json.loads((report / "results.json").read_text())["conditions"]["clean"]
+    assert f"each level by itself: make {clean['levels']['make']['top1']:.1%}, model" in printed
+    assert f"both right {clean['independent']['joint']:.1%}" in printed
+    assert main(["predict", bundle, str(cars / "1.png"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [item["level"] for item in said["levels"]] == LEVELS
 
 
 def test_losses_are_those_of_each_level(tiny: Settings) -> None:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import vmmr
-from vmmr.data.labels import level_labels
 from vmmr.data.manifest import Manifest
 from vmmr.data.pixels import Pixels
 from vmmr.data.preprocess import Preprocess
 from vmmr.data.splits import require_no_leakage
-from vmmr.errors import ConfigError, ManifestError
+from vmmr.errors import ConfigError
 from vmmr.evaluation.calibration import (
     calibration_error,
     confidences,
@@ -70,17 +69,17 @@ def evaluate(
     wanted = list(dict.fromkeys(wanted))
     if not wanted:
         raise ConfigError("there is nothing to evaluate", got="no condition", do="name some, such as clean")
-    manifest, labels = _labelled(manifest, bundle)
+    manifest, labels = bundle.labelled(manifest)
     # The network brings its own statistics; noise is defined on images in [-1, 1].
     preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
     network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    levels = bundle.spec.hierarchy.levels(bundle.taxonomy) if bundle.spec.hierarchy is not None else None
+    levels = bundle.levels
     temperature = None if bundle.spec.temperature == 1 else bundle.spec.temperature
     fitted_on = None if temperature is None else "validation images of the training"
     if validation is not None:
         require_no_leakage(validation, manifest)
         side = open_side(
-            _labelled(validation, bundle)[0], preprocess, levels=levels, memory_gib=memory_gib, progress=progress
+            bundle.labelled(validation)[0], preprocess, levels=levels, memory_gib=memory_gib, progress=progress
         )
         held = predict_logits(network.answer, network, side.pixels, preprocess, device=device)
         temperature, fitted_on = fit_temperature(bundle.class_scores(held), side.labels), "val"
@@ -160,9 +159,9 @@ def calibrated(
     network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     logits = predict_logits(network.answer, network, side.pixels, preprocess, device=device)
     spec = bundle.spec
-    if spec.hierarchy is None:
+    levels = bundle.levels
+    if spec.hierarchy is None or levels is None:
         return replace(bundle, spec=replace(spec, temperature=round(fit_temperature(logits, side.labels), 4)))
-    levels = spec.hierarchy.levels(bundle.taxonomy)
     by_level = split_levels(logits, levels.widths)
     hierarchy, temperature = fit_decoding(by_level, side.by_level, levels, spec.hierarchy, precision)
     return replace(bundle, spec=replace(spec, hierarchy=hierarchy, temperature=temperature))
@@ -181,21 +180,6 @@ def _scores(logits: Tensor, manifest: Manifest, temperature: float | None) -> di
     if temperature is not None:
         found["ece_calibrated"] = calibration_error(confidences(logits, temperature), right)
     return found
-
-
-def _labelled(manifest: Manifest, bundle: Bundle) -> tuple[Manifest, dict[str, NDArray[np.int64]]]:
-    """The rows under the bundle's taxonomy, and their labels by level; rows that do not tell its finest level are left
-    out. ManifestError for vehicles that it does not know."""
-    if bundle.spec.hierarchy is None:
-        return manifest.with_taxonomy(bundle.taxonomy), {}
-    levels = bundle.spec.hierarchy.levels(bundle.taxonomy)
-    told = level_labels(manifest, levels)
-    kept = told[levels.finest] >= 0
-    if not kept.any():
-        raise ManifestError(f"no image tells its {levels.finest}", got=f"{len(manifest)} rows")
-    return manifest.upto(levels.finest).with_taxonomy(bundle.taxonomy, strict=False).select(kept), {
-        level: labels[kept] for level, labels in told.items()
-    }
 
 
 def _level_scores(wide: Tensor, scores: Tensor, labels: dict[str, NDArray[np.int64]], levels: Levels) -> dict[str, Any]:

@@ -24,13 +24,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from vmmr.data.labels import level_labels
+from vmmr.data.manifest import Manifest
 from vmmr.data.preprocess import Preprocess
-from vmmr.errors import BundleError, ConfigError, DataError
-from vmmr.levels import HierarchySpec
+from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
+from vmmr.levels import HierarchySpec, Levels
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
 from vmmr.models.decoding import joint_scores
 from vmmr.models.heads import HeadForm
@@ -138,12 +142,33 @@ class Bundle:
             ) from error
         return network.eval()
 
+    @property
+    def levels(self) -> Levels | None:
+        """What the network answers, where it is more than classes."""
+        return None if self.spec.hierarchy is None else self.spec.hierarchy.levels(self.taxonomy)
+
+    def labelled(self, manifest: Manifest) -> tuple[Manifest, dict[str, NDArray[np.int64]]]:
+        """The rows under the bundle's taxonomy and, where it has levels, their labels at each, int64 [N].
+
+        Rows that do not tell the finest level are left out. Raises ManifestError for vehicles that it does not know,
+        and where no row is left.
+        """
+        levels = self.levels
+        if levels is None:
+            return manifest.with_taxonomy(self.taxonomy), {}
+        told = level_labels(manifest, levels)
+        kept = told[levels.finest] >= 0
+        if not kept.any():
+            raise ManifestError(f"no image tells its {levels.finest}", got=f"{len(manifest)} rows")
+        known = manifest.upto(levels.finest).with_taxonomy(self.taxonomy, strict=False)
+        return known.select(kept), {level: labels[kept] for level, labels in told.items()}
+
     def class_scores(self, logits: Tensor) -> Tensor:
         """What a network answers, [B, outputs] -> scores [B, classes] whose softmax is the answer's distribution: the
         logits themselves, or, where there are levels, those of all of them decoded together."""
-        if self.spec.hierarchy is None:
+        levels = self.levels
+        if self.spec.hierarchy is None or levels is None:
             return logits
-        levels = self.spec.hierarchy.levels(self.taxonomy)
         return joint_scores(split_levels(logits, levels.widths), levels, self.spec.hierarchy.beta)
 
 
