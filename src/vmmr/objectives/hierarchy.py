@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +31,6 @@ def level_losses(
     logits: float [B, width] by level. labels: int64 [B] by level, -1 for unknown. weights: 1 where none is given. A
     level of which no image of the batch is labelled has no entry.
 
-    >>> import torch
     >>> logits = {"make": torch.zeros(2, 4), "model": torch.zeros(2, 8)}
     >>> labels = {"make": torch.tensor([1, 2]), "model": torch.tensor([-1, -1])}
     >>> {name: round(loss.item(), 4) for name, loss in level_losses(logits, labels, smoothing=0.0).items()}
@@ -53,7 +53,6 @@ def marginal_nll(logits: Tensor, parents: Tensor, labels: Tensor, groups: int) -
     logits: [B, K] of the finer level; parents: int64 [K]; labels: int64 [B] at the coarser level, -1 for unknown, not
     all of them; groups: width of the coarser level.
 
-    >>> import torch
     >>> p = torch.tensor([[0.5, 0.2, 0.3]])
     >>> round(marginal_nll(p.log(), torch.tensor([0, 0, 1]), torch.tensor([0]), 2).item(), 4)
     0.3567
@@ -67,8 +66,9 @@ def year_loss(values: Tensor, years: Tensor) -> Tensor:
 
     values: [B, 1] as `vmmr.levels.year_value` scales them; years: int64 [B].
 
-    >>> import torch
     >>> year_loss(torch.tensor([[1.2]]), torch.tensor([2012])).item()
     0.0
     """
-    return functional.smooth_l1_loss(values[:, 0], (years - 2000).to(values.dtype) / 10, beta=0.1)
+    # In float32 at least: bfloat16 cannot tell neighbouring years apart.
+    told = values[:, 0].to(torch.promote_types(values.dtype, torch.float32))
+    return functional.smooth_l1_loss(told, (years - 2000).to(told.dtype) / 10, beta=0.1)
