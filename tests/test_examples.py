@@ -58,6 +58,16 @@ def test_balanced_losses_end_alike(capsys: pytest.CaptureFixture[str]) -> None:
         assert batch == pytest.approx([batch[0]] * len(batch), abs=2e-4)
 
 
+def test_make_and_model_end_as_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    shares = _names("make_and_model")["main"]("conditional", batches=2, images=48)
+    assert shares["consistency"] == 1
+    printed = capsys.readouterr().out
+    assert f"joint {shares['joint']:.2f}, consistency 1.00" in printed
+    said = [int(count) for count in re.findall(r"said at \w+: (\d+) of 8", printed)]
+    assert len(said) == 2
+    assert sum(said) <= 8
+
+
 def test_noise_strip_draws_what_it_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "strip.png"
     names = ("rain", "downscale", "gaussian")
