@@ -235,10 +235,10 @@ def _of_levels(clean: dict[str, Any]) -> str:
         f"{level} {scores['top1']:.1%}" if "top1" in scores else f"{level} {scores['mean_error']:.1f} years off"
         for level, scores in clean["levels"].items()
     ]
-    [(coarse, marginal)] = clean["marginal"].items()
     together = clean["independent"]
     return (
-        f"each level by itself: {', '.join(shown)}; {coarse} as the finest level tells it {marginal:.1%}; "
+        f"each level by itself: {', '.join(shown)}; make as the finest level tells it "
+        f"{clean['marginal']['make']:.1%}; "
         f"both right {together['joint']:.1%}, both consistent {together['consistency']:.1%}"
     )
 

@@ -35,8 +35,8 @@ from vmmr.evaluation.robustness import condition, summary
 from vmmr.export.bundle import Bundle, Network
 from vmmr.levels import Levels
 from vmmr.models import ProgressiveNetwork
-from vmmr.models.decoding import independent, joint_scores, tree_log_probabilities
-from vmmr.models.heads.hierarchy import split_levels
+from vmmr.models.decoding import independent, joint_scores
+from vmmr.models.heads.hierarchy import log_marginal, split_levels
 from vmmr.training.samples import Side, open_side
 
 __all__ = ["calibrated", "evaluate"]
@@ -184,19 +184,19 @@ def _scores(logits: Tensor, manifest: Manifest, temperature: float | None) -> di
 
 def _level_scores(wide: Tensor, scores: Tensor, labels: dict[str, NDArray[np.int64]], levels: Levels) -> dict[str, Any]:
     """`levels`: each level by itself. `independent` and `consistent`: how the levels go together, each by itself or
-    decoded as one. `marginal`: accuracy of the coarsest level as the finest one alone tells it."""
+    decoded as one. `marginal`: accuracy of the make as the finest level alone tells it, be it a level or not."""
     by_level = split_levels(wide, levels.widths)
     alone = {level: found.numpy() for level, found in independent(by_level).items() if level in levels.tree}
     fine = scores.argmax(dim=1).numpy()
     decoded = {level: levels.parents(levels.finest, level)[fine] for level in levels.tree}
+    make_of = levels.parents(levels.finest, "make")
     own = joint_scores(by_level, levels, 0.0)
-    coarse = levels.tree[0]
-    told = tree_log_probabilities(own, levels)[coarse].argmax(dim=1).numpy()
+    told = log_marginal(own, torch.from_numpy(make_of.copy()), len(levels.nodes("make"))).argmax(dim=1).numpy()
     return {
         "levels": level_scores(by_level, labels),
         "independent": hierarchy_scores(alone, labels, levels),
         "consistent": hierarchy_scores(decoded, labels, levels),
-        "marginal": {coarse: float((told == labels[coarse]).mean())},
+        "marginal": {"make": float((told == make_of[labels[levels.finest]]).mean())},
     }
 
 

@@ -214,9 +214,11 @@ def _bundle(method: Method, fitted: Fitted, samples: Samples, spec: ModelSpec, c
     if spec.kind == "plain" and spec.hierarchy is None:
         tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
         preprocess = replace(preprocess, mean=spec.mean, std=spec.std)
+    told = spec.hierarchy
+    levels = "" if told is None else f"- levels: {', '.join(told.names)} ({told.form})\n"
     card = (
         f"# vmmr bundle: {spec.kind} {spec.backbone}\n\n"
-        f"- classes: {spec.classes}\n- input: {config.size} x {config.size}\n"
+        f"- classes: {spec.classes}\n{levels}- input: {config.size} x {config.size}\n"
         f"- method: {config.method} ({config.mode}), noise {config.noise}, seed {config.seed}\n"
         f"- training images: {len(samples.train)}, validation images: {len(samples.validation)}\n"
         f"- validation top-1 of the kept epoch: {fitted.history[fitted.best]['val_top1']:.4f}\n"
