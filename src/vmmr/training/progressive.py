@@ -8,9 +8,9 @@ Step k draws its own target g and noisy image n, classifies n at depth k, restor
 image at depth k; nothing is detached. The clean step classifies the untouched image with all four classifiers. Each is
 one optimiser update (two passes under SAM, on the same draw).
 
-The fast mode is ours: one update a batch. A single whole forward of the noisy image serves all four classifiers and the
-decoder of one depth, which rotates from shallow to deep with the global step; the restored image is classified by a
-forward that stops at that depth.
+The fast mode is ours: one update a batch. A single whole forward of the noisy image serves all four classifiers. Every
+`restore_every`-th batch it also serves the decoder of one depth, which rotates from shallow to deep, and the restored
+image is classified by a forward that stops at that depth.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ class Progressive:
     def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
         """Four published updates, or one fast update whose restoring depth rotates."""
         if self._config.mode == "fast":
-            depth = DEPTHS[step % len(DEPTHS)]
+            turn, between = divmod(step, self._config.restore_every)
+            if between:
+                return (Step("noisy", self._degrade, self._noisy),)
+            depth = DEPTHS[turn % len(DEPTHS)]
             return (Step(f"fused_{depth}", self._degrade, partial(self._fused, depth)),)
         restoring = (Step(f"restore_{depth}", self._degrade, partial(self._restore, depth)) for depth in DEPTHS)
         return (*restoring, Step("clean", lambda batch, generator: batch, self._clean))
@@ -120,6 +123,9 @@ class Progressive:
 
     def _clean(self, batch: Batch) -> dict[str, Tensor]:
         return clean_losses(self.network(batch["image"]), batch["label"], self._config.smoothing)
+
+    def _noisy(self, batch: Batch) -> dict[str, Tensor]:
+        return clean_losses(self.network(batch["noisy"]), batch["label"], self._config.smoothing)
 
     def _fused(self, depth: int, batch: Batch) -> dict[str, Tensor]:
         config, network = self._config, self.network
