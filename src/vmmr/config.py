@@ -66,9 +66,10 @@ class TrainConfig:
         noise: what training draws from: none, published, gaussian, strong, augmix or varied.
         consistency: weight of the Jensen-Shannon divergence between the answers to the clean image and two noisy ones
             (plain training; AugMix has 12); 0 for none.
-        heads: form of the denoising-recognition heads: published or lean.
+        heads: form of the denoising-recognition heads: published, lean or slim.
         restoration_loss: charbonnier (published) or mse.
         alpha: weight of the restoration loss.
+        restore_every: fast PMAL restores, and classifies what it restored, every so many steps.
         restored_weight: weight of classifying the restored image in fast PMAL; 0 leaves that pass out.
         levels: what is answered, of make, model, class, body, colour, viewpoint, year, year_value; none: classes, flat.
         hierarchy: what feeds what among make, model and class: parallel, coarse_to_fine, fine_to_coarse or conditional.
@@ -128,9 +129,10 @@ class TrainConfig:
     sam_every: int = 1
     noise: Literal["none", "published", "gaussian", "strong", "augmix", "varied"] = "none"
     consistency: float = 0.0
-    heads: Literal["published", "lean"] = "lean"
+    heads: Literal["published", "lean", "slim"] = "lean"
     restoration_loss: Literal["charbonnier", "mse"] = "charbonnier"
     alpha: float = 1.0
+    restore_every: int = 1
     restored_weight: float = 1.0
     levels: list[str] = field(default_factory=list)
     hierarchy: HierarchyForm = "parallel"
@@ -167,7 +169,7 @@ class TrainConfig:
         def refuse(what: str, do: str, *fields: str) -> None:
             raise ConfigError(what, got=", ".join(f"{name}={getattr(self, name)!r}" for name in fields), do=do)
 
-        for name in ("size", "epochs", "batch_size", "sam_every"):
+        for name in ("size", "epochs", "batch_size", "sam_every", "restore_every"):
             if getattr(self, name) < 1:
                 refuse(f"{name} must be at least 1", "raise it", name)
         weights = ("marginal_weight", "alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")

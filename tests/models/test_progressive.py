@@ -157,7 +157,7 @@ def test_frozen_statistics_equal_a_momentum_of_zero() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 56), (65, 47)])
-@pytest.mark.parametrize("form", ["published", "lean"])
+@pytest.mark.parametrize("form", ["published", "lean", "slim"])
 def test_any_input_size_is_restored_to_itself(size: tuple[int, int], form: str) -> None:
     network = _network("test_convnext", form).eval()
     x = torch.randn(2, 3, *size)

@@ -12,7 +12,7 @@ from vmmr.errors import ConfigError
 from vmmr.recipes import RECIPES, recipe
 
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    *(({name: 0}, (name,)) for name in ("size", "epochs", "batch_size", "sam_every")),
+    *(({name: 0}, (name,)) for name in ("size", "epochs", "batch_size", "sam_every", "restore_every")),
     *(
         ({name: bad}, (name,))
         for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", "padding", "memory_gib")

@@ -316,6 +316,21 @@ def test_without_the_restored_pass_shallow_layers_are_used_once(tiny: Settings) 
     torch.testing.assert_close(2 * names[0.5]["restored_1"], names[1.0]["restored_1"])
 
 
+def test_it_restores_at_every_so_many_steps_and_goes_round_the_depths(tiny: Settings) -> None:
+    config = tiny(method="pmal", noise="gaussian", restore_every=2, heads="slim")
+    method = Progressive(ProgressiveNetwork(_backbone(), 4, "slim"), config)
+    names = [method.steps(0, number)[0].name for number in range(8)]
+    assert names == ["fused_1", "noisy", "fused_2", "noisy", "fused_3", "noisy", "fused_1", "noisy"]
+    batch = {"image": torch.zeros(4, 3, 32, 32), "label": torch.tensor([0, 1, 2, 3])}
+    step = method.steps(0, 1)[0]
+    prepared = step.prepare(batch, torch.Generator().manual_seed(0))
+    assert not torch.equal(prepared["noisy"], batch["image"])
+    losses = step.losses(prepared)
+    assert losses.keys() == {"head_1", "head_2", "head_3", "trunk"}
+    logits = method.network(prepared["noisy"])["logits_0"]
+    torch.testing.assert_close(losses["trunk"], 2 * smoothed_kl(logits, batch["label"], 0.1), rtol=1e-4, atol=1e-5)
+
+
 # --- what it refuses
 
 

@@ -329,6 +329,10 @@ def test_pmal_recognises_every_level_at_every_depth(taps: str, tiny: Settings) -
             for level, loss in told.items():
                 name = f"head_{head}_{level}" if head != "0" else f"trunk_{level}"
                 torch.testing.assert_close(losses[name], loss if head != "0" else 2 * loss)
+    seldom = Progressive(network, config.with_(restore_every=2))
+    [step] = seldom.steps(0, 1)
+    losses = step.losses(step.prepare(_batch(), torch.Generator().manual_seed(0)))
+    assert list(losses) == [*heads, "trunk_make", "trunk_class"]
     published = Progressive(
         network, tiny(method="pmal", mode="published", noise="published", levels=["make", "class"], taps=taps)
     )

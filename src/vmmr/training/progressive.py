@@ -8,9 +8,9 @@ Step k draws its own target g and noisy image n, classifies n at depth k, restor
 image at depth k; nothing is detached. The clean step classifies the untouched image with all four classifiers. Each is
 one optimiser update (two passes under SAM, on the same draw).
 
-The fast mode is ours: one update a batch. A single whole forward of the noisy image serves all four classifiers and the
-decoder of one depth, which rotates from shallow to deep with the global step; the restored image is classified by a
-forward that stops at that depth.
+The fast mode is ours: one update a batch. A single whole forward of the noisy image serves all four classifiers. Every
+`restore_every`-th batch it also serves the decoder of one depth, which rotates from shallow to deep, and the restored
+image is classified by a forward that stops at that depth.
 
 Where the network answers levels, every recognition is one loss a level, `noisy_1_make` for `noisy_1`.
 """
@@ -123,7 +123,10 @@ class Progressive:
     def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
         """Four published updates, or one fast update whose restoring depth rotates."""
         if self._config.mode == "fast":
-            depth = DEPTHS[step % len(DEPTHS)]
+            turn, between = divmod(step, self._config.restore_every)
+            if between:
+                return (Step("noisy", self._degrade, self._noisy, self._shared[DEPTHS[-1]]),)
+            depth = DEPTHS[turn % len(DEPTHS)]
             return (Step(f"fused_{depth}", self._degrade, partial(self._fused, depth), self._shared[depth]),)
         restoring = (
             Step(f"restore_{depth}", self._degrade, partial(self._restore, depth), self._shared[depth])
@@ -160,6 +163,9 @@ class Progressive:
 
     def _clean(self, batch: Batch) -> dict[str, Tensor]:
         return _clean(self.network(batch["image"]), batch, self._recognise)
+
+    def _noisy(self, batch: Batch) -> dict[str, Tensor]:
+        return _clean(self.network(batch["noisy"]), batch, self._recognise)
 
     def _fused(self, depth: int, batch: Batch) -> dict[str, Tensor]:
         config, network = self._config, self.network
