@@ -1,7 +1,7 @@
 """What a training step costs under each rule, as a ratio to the plain sum of the losses, in one process.
 
     python benchmarks/balancing.py [--backbone resnet50] [--size 96] [--batch 16] [--tasks 2 4 8] [--rounds 7]
-        [--device cpu] [--json FILE]
+        [--rules avgnorm avgnorm@features] [--device cpu] [--json FILE]
 
 A step is forward, backward under the rule and SGD, on random images; each loss has a linear head on the pooled
 features. Rules compare gradients at the weight of the last convolution, those named `...@features` at the pooled
@@ -121,13 +121,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rules", nargs="+", help="all that there are, unless named")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found: dict[int, dict[str, dict[str, float]]] = {}
     for tasks in args.tasks:
-        built = build(args.backbone, tasks=tasks, size=args.size, batch=args.batch, device=args.device)
-        found[tasks] = measure(*built, rounds=args.rounds, device=args.device)
+        plain, steps = build(args.backbone, tasks=tasks, size=args.size, batch=args.batch, device=args.device)
+        chosen = {name: steps[name] for name in args.rules or steps}
+        found[tasks] = measure(plain, chosen, rounds=args.rounds, device=args.device)
     print(table(found), flush=True)
     if args.json:
         about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
