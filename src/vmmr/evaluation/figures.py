@@ -1,12 +1,13 @@
 """How results are drawn: every figure is an <svg> in the colours of the page that it stands in, light or dark.
 
 `sigma_figure`, `corruption_figure` and `history_figure` take the models of a comparison as `vmmr.evaluation.report`
-describes them; `curve_figure` and `reliability_figure` take plain numbers.
+describes them; the others take plain numbers.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from vmmr.evaluation.conditions import condition_title, parse_condition
 from vmmr.noise import HELD_OUT_OPS, OPS
@@ -25,11 +26,15 @@ from vmmr.noise import HELD_OUT_OPS, OPS
 __all__ = [
     "MOST_SERIES",
     "Curve",
+    "Dots",
     "Models",
     "corruption_figure",
+    "course_figure",
     "curve_figure",
+    "dots_figure",
     "history_figure",
     "reliability_figure",
+    "scatter_figure",
     "sigma_figure",
 ]
 
@@ -79,6 +84,17 @@ class Curve:
     values: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A line of `dots_figure`: the group that it belongs to, its name there, the group's colour, and by measure
+    {"mean", "interval"} as shares; None where a measure is missing."""
+
+    group: str
+    name: str
+    series: int
+    measures: Mapping[str, Mapping[str, Any] | None]
 
 
 def _svg(figure: Figure, title: str) -> Markup:
@@ -266,3 +282,122 @@ def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, float]]], title:
         axes.set_xlabel("how sure it says it is")
         axes.set_ylabel("how often it is right")
         return _svg(figure, title)
+
+
+def dots_figure(lines: Sequence[Dots], titles: Mapping[str, str], marks: Mapping[str, float], title: str) -> Markup:
+    """Means with their intervals, a line each, groups under their names; one panel a measure.
+
+    titles: of the measures, in order. marks: value by measure that a dotted line marks; delta_m has its own, 0.
+    """
+    heights: list[float] = []
+    heads: dict[str, float] = {}
+    place = 0.0
+    for line in lines:
+        if line.group not in heads:
+            place += 1.1 if heads else 0.0
+            heads[line.group] = place
+            place += 1.0 if line.name else 0.0
+        heights.append(place)
+        place += 1.0
+    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(_WIDE, 0.27 * place + 1.0))
+        figure.subplots_adjust(2.35 / _WIDE, 0.4 / (0.27 * place + 1), 0.985, 1 - 0.45 / (0.27 * place + 1), wspace=0.16)
+        panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for axes, (measure, told) in zip(panels, titles.items(), strict=True):
+            mark = 0.0 if measure == "delta_m" else marks.get(measure)
+            if mark is not None:
+                axes.axvline(100 * mark, color=_MUTED, linewidth=1.2, dashes=(2, 3), zorder=1)
+            for line, y in zip(lines, heights, strict=True):
+                found = line.measures.get(measure)
+                if found is None:
+                    continue
+                colour = _SERIES[line.series]
+                if found["interval"] is not None:
+                    ends = [100 * end for end in found["interval"]]
+                    axes.plot(ends, [y, y], color=colour, alpha=0.4, linewidth=4, solid_capstyle="round", zorder=2)
+                axes.plot(100 * found["mean"], y, "o", color=colour, markersize=7, zorder=3)
+            axes.set_title(told, color=_INK, fontsize=12, weight="bold", loc="left", pad=8)
+            axes.margins(x=0.06)
+            axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
+            sign = "+" if measure == "delta_m" else ""
+            axes.xaxis.set_major_formatter(lambda x, _, sign=sign: f"{x:{sign if x else ''}g} %")
+            axes.spines["bottom"].set_visible(False)
+        panels[0].set_ylim(place - 0.4, -0.6)
+        panels[0].set_yticks([])
+        for line, y in zip(lines, heights, strict=True):
+            if line.name:
+                _beside(panels[0], line.name, y, _INK, head=False)
+        for group, y in heads.items():
+            series = next(line.series for line in lines if line.group == group)
+            _beside(panels[0], group, y, _SERIES[series], head=True)
+        return _svg(figure, title)
+
+
+def _beside(axes: Axes, text: str, y: float, colour: str, *, head: bool) -> None:
+    """A name to the left of the axes: of a line, ending there, or of a group, starting at the figure's edge."""
+    axes.annotate(
+        text,
+        (0, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(-165 if head else -10, 0),
+        textcoords="offset points",
+        ha="left" if head else "right",
+        va="center",
+        color=colour,
+        weight="bold" if head else "normal",
+        annotation_clip=False,
+    )
+
+
+def course_figure(
+    steps: Sequence[int],
+    curves: Mapping[str, Sequence[float | None]],
+    order: Sequence[str],
+    title: str,
+    *,
+    cosines: bool = False,
+) -> Markup:
+    """A small figure of values over steps: lengths on a logarithmic axis, or cosines from -1 to 1.
+
+    order: names whose places give colours and marks, the same in every figure beside this one. None leaves a gap.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(1.6, width=_SMALL, left=0.55, right=0.12, below=0.32)
+        for name, values in curves.items():
+            place = order.index(name) % MOST_SERIES
+            held = [math.nan if value is None else value for value in values]
+            every = max(1, len(held) // 6)
+            look = f"{_MARKERS[place]}-"
+            axes.plot(steps, held, look, color=_SERIES[place], linewidth=1.6, markersize=3, markevery=every)
+        if cosines:
+            axes.set_ylim(-1, 1)
+            axes.set_yticks([-1, 0, 1])
+            axes.axhline(0, color=_MUTED, linewidth=1)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        return _svg(figure, title)
+
+
+def scatter_figure(points: Sequence[tuple[float, float, int, str]], title: str) -> Markup:
+    """Gain, a share, against imbalance, a ratio of 1 or more on a logarithmic axis: (imbalance, gain, series, name) of
+    each setting. The text alternative names them all."""
+    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "both"}):
+        figure, axes = _axes(3.6, left=0.9, right=0.3)
+        axes.axhline(0, color=_MUTED, linewidth=1.2, dashes=(2, 3), zorder=1)
+        for x, y, series, _ in points:
+            axes.plot(x, 100 * y, _MARKERS[series], color=_SERIES[series], markersize=9, alpha=0.85, zorder=2)
+        axes.set_xscale("log")
+        axes.set_xlim(left=min(0.97, *(x for x, *_ in points)))
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000) if low <= tick <= high]
+        axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:{'+' if y else ''}g} %")
+        axes.set_xlabel("longest weighted gradient over the shortest, mean over time")
+        axes.set_ylabel("gain over single tasks")
+        told = "; ".join(f"{name} {x:.2f} times, {100 * y:+.1f} %" for x, y, _, name in points)
+        return _svg(figure, f"{title}: {told}")
