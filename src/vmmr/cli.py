@@ -98,7 +98,9 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     compare.add_argument("--markdown", default=None, type=str, metavar="FILE", help="text whose table to renew")
     verbs.add_subcommand("compare", compare, help="results over one another, as a page")
 
-    study = ArgumentParser(description="Train a grid of settings from one file, and analyse it; goes on where it stopped.")
+    study = ArgumentParser(
+        description="Train a grid of settings from one file, and analyse it; goes on where it stopped."
+    )
     study.add_argument("study", type=str, help="YAML file, see docs/study.md")
     study.add_argument("--data", default=None, type=str, help="manifest file or folder, instead of the file's")
     study.add_argument("--out", default=None, type=str, metavar="DIR", help="folder for runs and pages, likewise")

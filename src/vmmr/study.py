@@ -183,7 +183,9 @@ def expand(study: Study) -> list[Setting]:
         for axis, keys in changed.items():
             for key in sorted(keys):
                 if key in taken:
-                    raise ConfigError(f"{key} is set twice", got=f"{taken[key]} and grid.{axis}", do="leave one of them")
+                    raise ConfigError(
+                        f"{key} is set twice", got=f"{taken[key]} and grid.{axis}", do="leave one of them"
+                    )
                 taken[key] = f"grid.{axis}"
         between = (*_OF_LEVELS, *(_OF_BALANCE if method == "plain" else ()))
         both = [axis for axis in grid if changed[axis] - set(between)]
@@ -212,8 +214,12 @@ def expand(study: Study) -> list[Setting]:
 
 def run_key(config: TrainConfig, images: str) -> str:
     """The name of a run's folder: a hash of all of its settings, whatever their order, and of its images."""
-    text = json.dumps({"settings": config.to_dict(), "images": images}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest({"settings": config.to_dict(), "images": images})
+
+
+def _seeded(candidate: TrainConfig, seed: int) -> TrainConfig:
+    """What is trained; near duplicates have been looked for once, when the table of images was made."""
+    return candidate.with_(seed=seed, near_duplicates=False)
 
 
 def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dict[str, Any]:
@@ -231,22 +237,22 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
     if processes < 0:
         raise ConfigError("processes are 0 or more", got=processes)
     with _alone(study.out):
-        images = _images(study)
+        images, who = _images(study)
         runs = {
-            run_key(config, images.stem): (f"{setting.name}, seed {seed}", config)
+            run_key(config, who): (f"{setting.name}, seed {seed}", config)
             for seed in study.seeds  # outermost: whatever is there after an hour has all settings
             for setting in settings
-            for config in (candidate.with_(seed=seed) for candidate in setting.candidates)
+            for config in (_seeded(candidate, seed) for candidate in setting.candidates)
         }
         document: dict[str, Any] = {
             "format": "vmmr-study",
             "version": 1,
             "vmmr": vmmr.__version__,
             "title": study.title,
-            "images": images.stem,
+            "images": who,
             "seeds": list(study.seeds),
             "conditions": list(study.conditions),
-            "settings": [_described(setting, study, images.stem) for setting in settings],
+            "settings": [_described(setting, study, who) for setting in settings],
         }
         with start_workers(study.out, processes) as workers:
             errors = do_all(workers, _jobs(study, runs, images, "val"), "train", progress)
@@ -282,32 +288,36 @@ def _described(setting: Setting, study: Study, images: str) -> dict[str, Any]:
         "candidates": [
             {
                 "settings": {key: value for key, value in config.to_dict().items() if value != plain[key]},
-                "runs": [run_key(config.with_(seed=seed), images) for seed in study.seeds],
+                "runs": [run_key(_seeded(config, seed), images) for seed in study.seeds],
             }
             for config in setting.candidates
         ],
     }
 
 
-def _images(study: Study) -> Path:
-    """The table of images that all runs see: validation carved once, the same for every row and seed."""
+def _images(study: Study) -> tuple[Path, str]:
+    """The table of images that all runs see, validation carved once for all rows and seeds; and a hash of what it
+    says, wherever the images lie."""
     from vmmr.data.check import duplicate_groups  # slow to import
     from vmmr.data.splits import carve_validation, drop_test_duplicates
 
     manifest = Manifest.load(study.data)
     shared = recipe(study.recipe).with_(**{k: v for k, v in (study.base or {}).items() if k in _OF_THE_STUDY})
-    told = [manifest.table.to_pydict(), str(manifest.root.resolve()), shared.val_fraction, shared.near_duplicates]
-    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-    table = study.out / f"images-{digest}.csv"
+    who = _digest([manifest.table.to_pydict(), shared.val_fraction, shared.near_duplicates])
+    table = study.out / f"images-{_digest([who, str(manifest.root.resolve())])}.csv"
+    if study.test and not (manifest.splits == "test").any():
+        raise ConfigError("there are no test images", got=str(study.data), do="leave out test")
     if not table.exists():
         groups = duplicate_groups([Path(p) for p in manifest.path_list()], near=shared.near_duplicates, progress=False)
         manifest = drop_test_duplicates(manifest, groups)
         if not (manifest.splits == "val").any():
             manifest = carve_validation(manifest, shared.val_fraction, groups=groups)
         manifest.write(table)
-    if study.test and not (manifest.splits == "test").any():
-        raise ConfigError("there are no test images", got=str(study.data), do="leave out test")
-    return table
+    return table, who
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager

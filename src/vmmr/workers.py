@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Worker:
         if answer:
             error = json.loads(answer)["error"]
             return None if error is None else str(error)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
         self.close()
         said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"its process ended with status {process.returncode}: {said[-1] if said else 'it said nothing'}"
@@ -148,14 +150,15 @@ def _listen(jobs: queue.SimpleQueue[str]) -> None:
 
 def _do(job: Job) -> None:
     """Train, unless that is done, and evaluate one split."""
-    import torch
+    folder, config = Path(job["folder"]), TrainConfig(**job["settings"])
+
+    import torch  # slow, as all of these
 
     from vmmr.evaluation.evaluate import evaluate
     from vmmr.evaluation.report import write_text
     from vmmr.export.bundle import read_bundle
     from vmmr.training.run import train
 
-    folder, config = Path(job["folder"]), TrainConfig(**job["settings"])
     if not (folder / "metrics.json").exists():
         train(config, job["images"], folder, resume=True, progress=False, test=False)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

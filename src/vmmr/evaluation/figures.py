@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from vmmr.evaluation.conditions import condition_title, parse_condition
 from vmmr.noise import HELD_OUT_OPS, OPS
@@ -284,29 +284,32 @@ def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, float]]], title:
         return _svg(figure, title)
 
 
-def dots_figure(lines: Sequence[Dots], titles: Mapping[str, str], marks: Mapping[str, float], title: str) -> Markup:
+def dots_figure(
+    lines: Sequence[Dots], titles: Mapping[str, str], marks: Mapping[str, Sequence[float]], title: str
+) -> Markup:
     """Means with their intervals, a line each, groups under their names; one panel a measure.
 
-    titles: of the measures, in order. marks: value by measure that a dotted line marks; delta_m has its own, 0.
+    titles: of the measures, in order. marks: by measure, the values to beat, the first dotted, the second dashed.
     """
     heights: list[float] = []
     heads: dict[str, float] = {}
     place = 0.0
     for line in lines:
         if line.group not in heads:
-            place += 1.1 if heads else 0.0
+            place += (1.1 if line.name else 0.5) if heads else 0.0
             heads[line.group] = place
             place += 1.0 if line.name else 0.0
         heights.append(place)
         place += 1.0
     with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(_WIDE, 0.27 * place + 1.0))
-        figure.subplots_adjust(2.35 / _WIDE, 0.4 / (0.27 * place + 1), 0.985, 1 - 0.45 / (0.27 * place + 1), wspace=0.16)
+        height = 0.27 * place + 1.0
+        left = min(3.8, 0.6 + 0.075 * max(len(name) for line in lines for name in (line.name, line.group)))
+        figure = Figure(figsize=(_WIDE, height))
+        figure.subplots_adjust(left / _WIDE, 0.4 / height, 0.985, 1 - 0.45 / height, wspace=0.16)
         panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
         for axes, (measure, told) in zip(panels, titles.items(), strict=True):
-            mark = 0.0 if measure == "delta_m" else marks.get(measure)
-            if mark is not None:
-                axes.axvline(100 * mark, color=_MUTED, linewidth=1.2, dashes=(2, 3), zorder=1)
+            for mark, dashes in zip(marks.get(measure, ()), ((1, 2), (5, 3)), strict=False):
+                axes.axvline(100 * mark, color=_MUTED, linewidth=1.2, dashes=dashes, zorder=1)
             for line, y in zip(lines, heights, strict=True):
                 found = line.measures.get(measure)
                 if found is None:
@@ -326,26 +329,25 @@ def dots_figure(lines: Sequence[Dots], titles: Mapping[str, str], marks: Mapping
         panels[0].set_yticks([])
         for line, y in zip(lines, heights, strict=True):
             if line.name:
-                _beside(panels[0], line.name, y, _INK, head=False)
+                _beside(panels[0], line.name, y)
         for group, y in heads.items():
             series = next(line.series for line in lines if line.group == group)
-            _beside(panels[0], group, y, _SERIES[series], head=True)
+            _beside(panels[0], group, y, start=4 - 72 * left, color=_SERIES[series], weight="bold")
         return _svg(figure, title)
 
 
-def _beside(axes: Axes, text: str, y: float, colour: str, *, head: bool) -> None:
-    """A name to the left of the axes: of a line, ending there, or of a group, starting at the figure's edge."""
+def _beside(axes: Axes, text: str, y: float, *, start: float | None = None, **look: Any) -> None:
+    """A name to the left of the axes, ending there, or starting at this offset in points."""
     axes.annotate(
         text,
         (0, y),
         xycoords=("axes fraction", "data"),
-        xytext=(-165 if head else -10, 0),
+        xytext=(-10 if start is None else start, 0),
         textcoords="offset points",
-        ha="left" if head else "right",
+        ha="right" if start is None else "left",
         va="center",
-        color=colour,
-        weight="bold" if head else "normal",
         annotation_clip=False,
+        **look,
     )
 
 
@@ -355,9 +357,9 @@ def course_figure(
     order: Sequence[str],
     title: str,
     *,
-    cosines: bool = False,
+    within: tuple[float, float] | None = None,
 ) -> Markup:
-    """A small figure of values over steps: lengths on a logarithmic axis, or cosines from -1 to 1.
+    """A small figure of values over steps: lengths on a logarithmic axis with these ends, or cosines from -1 to 1.
 
     order: names whose places give colours and marks, the same in every figure beside this one. None leaves a gap.
     """
@@ -369,14 +371,17 @@ def course_figure(
             every = max(1, len(held) // 6)
             look = f"{_MARKERS[place]}-"
             axes.plot(steps, held, look, color=_SERIES[place], linewidth=1.6, markersize=3, markevery=every)
-        if cosines:
+        if within is None:
             axes.set_ylim(-1, 1)
             axes.set_yticks([-1, 0, 1])
             axes.axhline(0, color=_MUTED, linewidth=1)
         else:
             axes.set_yscale("log")
+            axes.set_ylim(within[0] / 1.2, within[1] * 1.2)
+            decades = math.log10(within[1] / within[0])
+            axes.yaxis.set_major_locator(LogLocator(10, (1.0, 3.0) if decades < 2.5 else (1.0,), numticks=5))
             axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.minorticks_off()
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         return _svg(figure, title)
 
@@ -394,7 +399,6 @@ def scatter_figure(points: Sequence[tuple[float, float, int, str]], title: str) 
         low, high = axes.get_xlim()
         ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000) if low <= tick <= high]
         axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:{'+' if y else ''}g} %")
         axes.set_xlabel("longest weighted gradient over the shortest, mean over time")

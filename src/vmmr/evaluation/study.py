@@ -73,7 +73,9 @@ def read_course(path: Path) -> dict[str, Any]:
     {"make": [...]}, "cosines": {"make~class": [...]}, "weights": {...}}, None where a value was not measured. Empty
     where nothing was. What a resumed run logged twice counts once, the later time."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [(int(row["step"]), *row["name"].partition("/")[::2], float(row["value"])) for row in csv.DictReader(file)]
+        rows = [
+            (int(row["step"]), *row["name"].partition("/")[::2], float(row["value"])) for row in csv.DictReader(file)
+        ]
     values: dict[str, dict[str, dict[int, float]]] = {"norms": {}, "cosines": {}, "weights": {}}
     for step, kind, name, value in rows:
         if kind in values and math.isfinite(value):
@@ -171,8 +173,10 @@ def analysed(document: Document) -> dict[str, Any]:
         for line in lines
         if line["imbalance"] is not None and (worth := _worth(line, first)) is not None
     ]
-    rank = float(spearmanr(*zip(*points, strict=True)).statistic) if len(points) >= 5 else math.nan
-    known = {"spearman": rank, "settings": len(points)} if math.isfinite(rank) else None
+    unlike, gains = [x for x, _ in points], [y for _, y in points]
+    known = None
+    if len(points) >= 5 and len(set(unlike)) > 1 and len(set(gains)) > 1:
+        known = {"spearman": float(spearmanr(unlike, gains).statistic), "settings": len(points)}
     return {**document, "analysis": {"split": split, "settings": lines, "correlation": known}}
 
 
@@ -276,7 +280,7 @@ def _cell(measure: str, found: Document | None, key: str = "mean") -> str:
     value = found[key]
     if measure in NUMBERS:
         return f"{value:.1f} years"
-    return f"{100 * value:{'+' if measure == 'delta_m' and key == 'mean' else ''}.1f}"
+    return f"{100 * value:{'+' if measure == 'delta_m' and key == 'mean' else ''}.1f}".replace("-", "−")
 
 
 def study_table(document: Document, condition: str) -> str:
@@ -297,7 +301,7 @@ def study_table(document: Document, condition: str) -> str:
 
 
 def _told(line: Document) -> str:
-    return line["name"] + (f" (best of {line['candidates']})" if line["candidates"] > 1 else "")
+    return str(line["name"]) + (f" (best of {line['candidates']})" if line["candidates"] > 1 else "")
 
 
 def _cost_table(document: Document) -> str:
@@ -367,8 +371,14 @@ def _page(document: Document) -> str:
         ]
         for row in rows
     }
-    losses = list(dict.fromkeys(name for found in courses.values() for _, course in found for name in course["norms"]))
-    pairs = list(dict.fromkeys(name for found in courses.values() for _, course in found for name in course["cosines"]))
+    every = [course for found in courses.values() for _, course in found]
+    losses, pairs = (list(dict.fromkeys(n for course in every for n in course[kind])) for kind in ("norms", "cosines"))
+    lengths = [v for course in every for values in course["norms"].values() for v in values if v]
+    within = (min(lengths), max(lengths)) if lengths else (0.1, 1.0)
+    best = _best(document)
+    marks = {level: [value] for level, value in singles.items()} | {"delta_m": [0.0]}
+    if best is not None and best["marginal"] is not None and "make" in marks:
+        marks["make"].append(best["marginal"])
     return render(
         "study.html.jinja",
         document=document,
@@ -380,19 +390,17 @@ def _page(document: Document) -> str:
         titles=TITLES,
         cell=_cell,
         images=_images(document),
-        best=_best(document),
+        best=best,
         singles=singles,
-        dots=dots_figure(dots, {m: TITLES.get(m, m) for m in drawn}, singles, "Every setting at every level"),
+        dots=dots_figure(dots, {m: TITLES.get(m, m) for m in drawn}, marks, "Every setting at every level"),
         losses=losses,
         pairs=pairs,
         courses={
             row: [
                 (
                     title,
-                    course_figure(course["steps"], course["norms"], losses, f"Lengths of gradients, {row}, {title}"),
-                    course_figure(
-                        course["steps"], course["cosines"], pairs, f"Cosines, {row}, {title}", cosines=True
-                    ),
+                    course_figure(course["steps"], course["norms"], losses, f"Lengths, {row}, {title}", within=within),
+                    course_figure(course["steps"], course["cosines"], pairs, f"Cosines, {row}, {title}"),
                 )
                 for title, course in found
             ]
