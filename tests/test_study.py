@@ -20,6 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vmmr.evaluation.study
 import vmmr.study
 from vmmr.config import TrainConfig
 from vmmr.errors import ConfigError
@@ -160,6 +161,17 @@ def test_a_worker_that_dies_says_why_and_is_replaced(tmp_path: Path) -> None:
     worker.close()
 
 
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    study = _read(tmp_path, GOOD | {"out": str(tmp_path / "out")})
+    with (
+        vmmr.study._alone(tmp_path / "out"),
+        pytest.raises(ConfigError, match="another study works in this folder"),
+    ):
+        run_study(study, progress=False)
+    with pytest.raises(ConfigError, match="cannot make the folder"), vmmr.study._alone(tmp_path / "study.yaml"):
+        pass
+
+
 # A whole study, in small
 
 
@@ -188,9 +200,6 @@ def done(tiny_cars: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     command = [sys.executable, "-c", program, "study", str(home / "study.yaml")]
     killed = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
     _until(lambda: any(out.glob("runs/*/val.json")) and any(out.glob("runs/*/checkpoints/*/state.json")))
-    assert killed.poll() is None
-    with pytest.raises(ConfigError, match="another study"):
-        run_study(study, progress=False)
     killed.kill()
     killed.communicate()
 
@@ -226,6 +235,7 @@ def test_it_goes_on_where_it_was_killed(done: Done, monkeypatch: pytest.MonkeyPa
         return {job["key"]: "not now" for job in jobs}
 
     monkeypatch.setattr(vmmr.study, "do_all", refuse)
+    monkeypatch.setattr(vmmr.evaluation.study, "write_study", lambda *_: None)
     (out.parent / "again").mkdir(exist_ok=True)
     run_study(_read(out.parent / "again", _small(tiny_cars, out)), progress=False)
     assert asked == ["broken, seed 0", "broken, seed 1"]
