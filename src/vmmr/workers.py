@@ -74,7 +74,9 @@ class Worker:
 
 @contextmanager
 def start_workers(out: Path, processes: int) -> Iterator[list[Worker]]:
-    import torch
+    """So many workers, or, for 0, one a device; each on a device of its own where there are several, several on a CPU
+    on one thread each. What they say is in out/worker-0.log and so on. They end with the context."""
+    import torch  # slow
 
     devices = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
