@@ -59,7 +59,8 @@ class ModelSpec:
     """What it takes to build the network that the weights fit: config.json.
 
     kind: plain (a timm classifier and nothing else) or progressive (with denoising-recognition heads).
-    mean, std: the backbone's input statistics on [0, 1]. temperature: what logits are divided by before the softmax
+    mean, std: the backbone's input statistics on [0, 1]. standardise: instead, every image is brought to mean 0 and
+    standard deviation 1. temperature: what logits are divided by before the softmax
     that confidence is read from, fitted on validation images; 1 where none was.
     """
 
@@ -92,6 +93,8 @@ class ModelSpec:
                     got=f"{name}={value!r}",
                     do=f"use {', '.join(OPTIONS)}",
                 )
+        if not isinstance(self.standardise, bool):
+            raise ConfigError("standardise is true or false", got=repr(self.standardise))
         warmth = self.temperature
         if not isinstance(warmth, int | float) or isinstance(warmth, bool) or not 0 < warmth < math.inf:
             raise ConfigError("a temperature is a finite number above 0", got=repr(warmth))
