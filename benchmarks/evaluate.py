@@ -98,8 +98,24 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """Markdown: the corruptions, slowest first, and a sentence of the totals."""
+    means: dict[str, list[float]] = {}
+    for name, value in found["corruption_ms"].items():
+        means.setdefault(name.partition("@")[0] if "@" in name else "plain Gaussian", []).append(value)
+    rows = sorted(means.items(), key=lambda item: -np.mean(item[1]))
+    lines = ["| corruption | ms an image, mean over severities |", "|---|---|"]
+    lines += [f"| {name} | {np.mean(values):.2f} |" for name, values in rows]
+    totals = (
+        f"{found['backbone']}, {found['size']} px, {found['classes']} classes, {found['images']} images under "
+        f"{found['conditions']} conditions, {found['threads']} threads: {found['seconds']:.1f} s, "
+        f"{found['images_per_s']:.0f} images/s, of which corruptions {found['corruption_share']:.0%}"
+    )
+    return "\n".join([*lines, "", totals])
+
+
 def main() -> None:
-    """Print a table of the corruptions, slowest first, and the totals."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--images", type=int, default=196)
@@ -110,17 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, Path(folder))
-    means: dict[str, list[float]] = {}
-    for name, value in found["corruption_ms"].items():
-        means.setdefault(name.partition("@")[0] if "@" in name else "plain Gaussian", []).append(value)
-    print("| corruption | ms an image, mean over severities |\n|---|---|")
-    for name, values in sorted(means.items(), key=lambda item: -np.mean(item[1])):
-        print(f"| {name} | {np.mean(values):.2f} |")
-    print(
-        f"\n{found['backbone']}, {found['size']} px, {found['classes']} classes, {found['images']} images under "
-        f"{found['conditions']} conditions, {found['threads']} threads: {found['seconds']:.1f} s, "
-        f"{found['images_per_s']:.0f} images/s, of which corruptions {found['corruption_share']:.0%}"
-    )
+    print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

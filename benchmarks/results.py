@@ -1,7 +1,7 @@
 """Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
 
-A record is what a run wrote: results.json of real_cars.py and fast_and_published.py, the --json of training_step.py,
-demo.json of `vmmr demo`. --check writes nothing and fails where the page and the records disagree.
+A record is what a run wrote: results.json of real_cars.py and fast_and_published.py, the --json of training_step.py
+and evaluate.py, demo.json of `vmmr demo`. --check writes nothing and fails where the page and the records disagree.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import evaluate
 import fast_and_published
 import real_cars
 import training_step
@@ -53,6 +54,7 @@ def tables() -> dict[str, str]:
     found = {
         "real cars": real_cars.table(_read("real_cars.json")["records"]),
         "fast and published": fast_and_published.table(_read("fast_and_published.json")),
+        "whole benchmark": evaluate.table(_read("evaluate.json")),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
     for backbone in ("resnet50", "mobilenetv2_100"):

@@ -44,8 +44,7 @@ class TrainConfig:
         backbone_options: further arguments of timm.create_model, for example {"pad_type": "same"}.
         weights: local .safetensors file with the backbone's starting weights.
         pretrained: let timm load its own weights instead.
-        statistics: input statistics: half (mean and std 0.5), backbone (those of timm's pretrained_cfg) or image (every
-            image shifted and scaled to mean 0 and standard deviation 1).
+        statistics: of the input: half (mean and std 0.5), backbone (of its pretrained_cfg) or image (each its own).
         size: side of the square input, in pixels.
         crop: input side over resized side; the rest is room for random crops (PMAL: 448 / 550).
         resize: squash ignores the aspect, shortest keeps it and crops, letterbox keeps it and pads.
@@ -64,8 +63,7 @@ class TrainConfig:
         sam_rho: radius of sharpness-aware minimisation; 0 for none.
         sam_every: take the sharpness-aware gradient every so many steps, plain ones between.
         noise: what training draws from: none, published, gaussian, strong, augmix or varied.
-        consistency: weight of the Jensen-Shannon divergence between the answers to the clean image and two noisy ones
-            (plain training; AugMix has 12); 0 for none.
+        consistency: weight of AugMix's divergence between answers to clean and noisy views (published 12); plain only.
         heads: form of the denoising-recognition heads: published, lean or slim.
         restoration_loss: charbonnier (published) or mse.
         alpha: weight of the restoration loss.

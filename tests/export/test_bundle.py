@@ -299,6 +299,8 @@ def test_other_versions_are_refused(field: str, name: str, value: object, folder
         {"mean": None},
         {"std": [0.5, 0.5, 0.0]},
         {"std": [0.5, 0.5, float("nan")]},
+        {"standardise": 1},
+        {"standardise": "yes"},
         {"temperature": 0},
         {"temperature": float("inf")},
         {"temperature": "1"},

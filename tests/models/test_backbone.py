@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +20,27 @@ NAMES = ("test_resnet", "test_convnext", "test_efficientnet", "mobilenetv2_035",
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
+@settings(max_examples=20, deadline=None)
+@given(gain=st.floats(0.2, 3), offset=st.floats(-1, 1), seed=st.integers(0, 99))
+def test_a_standardised_image_has_no_brightness_and_no_contrast(gain: float, offset: float, seed: int) -> None:
+    backbone = Backbone("test_resnet", 5, standardise=True).eval()
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    seen = backbone.own_space(x)
+    torch.testing.assert_close(seen.mean((1, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std((1, 2, 3), correction=0), torch.ones(2), atol=2e-3, rtol=0)
+    torch.testing.assert_close(backbone.own_space(gain * x + offset), seen, atol=0.06, rtol=0)  # the floor of 1e-4
+    alone = Backbone("test_resnet", 5).eval()
+    alone.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x)["logits_0"], alone(seen)["logits_0"])
+        torch.testing.assert_close(backbone.features(x, 2), alone.features(seen, 2))
+
+
+def test_an_image_of_one_colour_is_standardised_to_nothing() -> None:
+    seen = Backbone("test_resnet", 5, standardise=True).own_space(torch.full((1, 3, 8, 8), 0.7))
+    torch.testing.assert_close(seen, torch.zeros_like(seen), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(64, 64), (96, 40), (67, 51)])
 def test_taps_are_the_last_three_levels_at_any_size(name: str, size: tuple[int, int]) -> None:
@@ -29,8 +52,8 @@ def test_taps_are_the_last_three_levels_at_any_size(name: str, size: tuple[int, 
     for depth, (channels, stride) in enumerate(zip(backbone.channels, backbone.reductions, strict=True), 1):
         fmap = outputs[f"features_{depth}"]
         assert fmap.shape[:2] == (1, channels)
-        for side, given in zip(fmap.shape[2:], size, strict=True):
-            assert given // stride <= side <= -(-given // stride)
+        for side, full in zip(fmap.shape[2:], size, strict=True):
+            assert full // stride <= side <= -(-full // stride)
 
 
 @pytest.mark.parametrize("name", NAMES)

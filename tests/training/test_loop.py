@@ -331,6 +331,22 @@ def test_it_restores_at_every_so_many_steps_and_goes_round_the_depths(tiny: Sett
     torch.testing.assert_close(losses["trunk"], 2 * smoothed_kl(logits, batch["label"], 0.1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_student_sees_images_as_its_teacher_does(pictures: Path, tiny: Settings, tmp_path: Path) -> None:
+    quiet: dict[str, Any] = {"accelerator": "cpu", "progress": False}
+    config = tiny(method="pmal", noise="varied", statistics="image", epochs=1)
+    train(config, pictures, tmp_path / "teacher", **quiet)
+    bundle = tmp_path / "teacher" / "bundle"
+    assert read_bundle(bundle).spec.standardise
+    train(tiny(method="pmd", noise="strong", epochs=1), pictures, tmp_path / "s", teacher=bundle, **quiet)
+    student = read_bundle(tmp_path / "s" / "bundle")
+    assert student.spec.standardise
+    network = student.network()
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    with torch.no_grad():
+        bright = network(0.5 * x + 0.3)["logits_0"]
+        torch.testing.assert_close(network(x)["logits_0"], bright, rtol=0.02, atol=0.02)
+
+
 # --- what it refuses
 
 

@@ -20,7 +20,7 @@ from vmmr.data.manifest import Manifest
 from vmmr.errors import ConfigError, DataError
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.evaluation.examples import example_strips
-from vmmr.export.bundle import read_bundle
+from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
 from vmmr.levels import HierarchySpec
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork
 from vmmr.models.heads.hierarchy import split_levels
@@ -29,7 +29,7 @@ from vmmr.taxonomy import Taxonomy
 from vmmr.training.distil import Distil
 from vmmr.training.multitask import Multitask, hierarchy_losses, labels_by_level
 from vmmr.training.progressive import Progressive
-from vmmr.training.run import train
+from vmmr.training.run import _assemble, train
 from vmmr.training.samples import open_samples
 
 Settings = Callable[..., TrainConfig]
@@ -153,8 +153,6 @@ def test_answers_carry_every_level(run: tuple[Path, dict[str, Any]], cars: Path)
 
 
 def test_an_unsure_answer_says_the_make(run: tuple[Path, dict[str, Any]], cars: Path, tmp_path: Path) -> None:
-    from vmmr.export.bundle import write_bundle
-
     bundle = read_bundle(run[0] / "bundle")
     picture = str(Manifest.load(cars).split("test").path(0))
     plain = vmmr.load(run[0] / "bundle")(picture)
@@ -387,6 +385,27 @@ def test_from_a_teacher_of_levels_to_a_student(cars: Path, tiny: Settings, tmp_p
     assert isinstance(read_bundle(tmp_path / "s" / "bundle").network(), HierarchicNetwork)
     with pytest.raises(ConfigError, match="same levels"):
         train(tiny(method="pmd", levels=["make"]), cars, tmp_path / "o", teacher=bundle, **QUIET)
+
+
+@pytest.mark.parametrize("form", ["parallel", "conditional"])
+def test_a_student_starts_from_the_teacher_where_their_heads_are_of_one_form(
+    form: str, cars: Path, tiny: Settings
+) -> None:
+    spec = HierarchySpec(("make", "class"), form=form)  # type: ignore[arg-type]
+    config = tiny(method="pmd", levels=["make", "class"])
+    samples = open_samples(Manifest.load(cars), config)
+    model = ModelSpec("progressive", "test_resnet", 4, hierarchy=spec)
+    torch.manual_seed(5)
+    network = build_network(model, samples.taxonomy)
+    assert isinstance(network, HierarchicProgressiveNetwork)
+    guide = Bundle(model, samples.taxonomy, samples.preprocess, network.state_dict(), "")
+    method, _ = _assemble(config, samples, guide)
+    student = method.network
+    assert isinstance(student, HierarchicNetwork)
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(student.backbone.state_dict()[name], value)
+    same = [torch.equal(student.head.state_dict()[k], v) for k, v in network.level_heads[0].state_dict().items()]
+    assert same == [form == "parallel"] * len(same)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vmmr.data.columns import numbers
+from vmmr.data.columns import numbers, words_of
 from vmmr.data.manifest import Manifest
 from vmmr.errors import ManifestError
 from vmmr.levels import NUMBERS, SIDE, Levels
@@ -24,7 +24,11 @@ def attribute_values(manifest: Manifest, names: Sequence[str]) -> dict[str, tupl
     {'body': ('SUV',)}
     """
     wanted = [name for name in SIDE if name in names and name not in NUMBERS]
-    return {name: tuple(sorted(set(_words(manifest, name)) - {""})) for name in wanted}
+    found = {}
+    for name in wanted:
+        words, codes = _words(manifest, name)
+        found[name] = tuple(sorted({words[code] for code in np.unique(codes)} - {""}))
+    return found
 
 
 def level_labels(manifest: Manifest, levels: Levels) -> dict[str, NDArray[np.int64]]:
@@ -53,12 +57,14 @@ def level_labels(manifest: Manifest, levels: Levels) -> dict[str, NDArray[np.int
             found[name] = numbers(manifest.table["year"])
         else:
             place = {value: label for label, value in enumerate(levels.nodes(name))}
-            found[name] = np.array([place.get(word, -1) for word in _words(manifest, name)], dtype=np.int64)
+            words, codes = _words(manifest, name)
+            found[name] = np.array([place.get(word, -1) for word in words], dtype=np.int64)[codes]
     return found
 
 
-def _words(manifest: Manifest, name: str) -> list[str]:
-    """A column as texts, "" where unknown."""
+def _words(manifest: Manifest, name: str) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct texts of a column, "" for unknown, and the place of each row's among them."""
     if name != "year":
-        return [str(word) for word in manifest.column(name)]
-    return ["" if year < 0 else str(year) for year in numbers(manifest.table["year"])]
+        return words_of(manifest.table[name])
+    years, codes = np.unique(numbers(manifest.table["year"]), return_inverse=True)
+    return ["" if year < 0 else str(year) for year in years.tolist()], codes

@@ -71,6 +71,9 @@ class ModelSpec:
     mean, std: the backbone's input statistics on [0, 1]. temperature: what logits are divided by before the softmax
     that confidence is read from, fitted on validation images; 1 where none was. hierarchy: the levels of a network that
     answers more than classes.
+    mean, std: the backbone's input statistics on [0, 1]. standardise: instead, every image is brought to mean 0 and
+    standard deviation 1. temperature: what logits are divided by before the softmax
+    that confidence is read from, fitted on validation images; 1 where none was.
     """
 
     kind: Literal["plain", "progressive"]
@@ -105,6 +108,8 @@ class ModelSpec:
                 )
         if self.hierarchy is not None and not isinstance(self.hierarchy, HierarchySpec):
             raise ConfigError("hierarchy describes levels", got=type(self.hierarchy).__name__)
+        if not isinstance(self.standardise, bool):
+            raise ConfigError("standardise is true or false", got=repr(self.standardise))
         warmth = self.temperature
         if not isinstance(warmth, int | float) or isinstance(warmth, bool) or not 0 < warmth < math.inf:
             raise ConfigError("a temperature is a finite number above 0", got=repr(warmth))

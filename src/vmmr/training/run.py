@@ -202,9 +202,9 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
     if config.student_init == "teacher":
         backbone.load_state_dict(teacher.backbone.state_dict())
         if isinstance(network, HierarchicNetwork) and isinstance(teacher, HierarchicProgressiveNetwork):
-            head = teacher.level_heads[0].state_dict()
-            if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in network.head.state_dict().items()}:
-                network.head.load_state_dict(head)
+            assert guide.spec.hierarchy is not None
+            if (guide.spec.hierarchy.form, guide.spec.hierarchy.feed) == (config.hierarchy, config.feed):
+                network.head.load_state_dict(teacher.level_heads[0].state_dict())
     return Distil(network, teacher, config), spec
 
 
