@@ -53,7 +53,16 @@ def test_train_distil_evaluate_predict(tiny_cars: Path, tmp_path: Path, capsys: 
     assert main(["predict", str(student / "bundle"), str(tiny_cars / "test"), "--json"]) == 0
     answers = lines(capsys)
     assert len(answers) == 12
-    assert set(answers[0]) == {"path", "make", "model", "year", "confidence", "alternatives"}
+    assert set(answers[0]) == {
+        "path",
+        "make",
+        "model",
+        "year",
+        "confidence",
+        "alternatives",
+        "level",
+        "levels",
+    }
 
 
 def test_only_validation_images_fit_a_temperature(tiny_cars: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -192,6 +201,16 @@ def test_import_and_check(tiny_cars: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["data", "check", str(table), "--json", str(tmp_path / "check.json")]) == 0
     assert json.loads((tmp_path / "check.json").read_text())["rows"] == 48
     assert "duplicates" in capsys.readouterr().out
+
+
+def test_levels_are_flags() -> None:
+    from vmmr.cli import _parser
+
+    words = ["train", "--data", "x", "--out", "y", "--levels", "[make, class]", "--hierarchy", "conditional"]
+    words += ["--level_weights", "{make: 0.5}", "--head_dropout", "0.2", "--stop_gradient", "true"]
+    args = _parser(words).parse_args(words)["train"]
+    assert (args.levels, args.hierarchy, args.level_weights) == (["make", "class"], "conditional", {"make": 0.5})
+    assert (args.head_dropout, args.stop_gradient) == (0.2, True)
 
 
 def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,28 @@ def test_plain_loop_takes_the_four_published_steps(capsys: pytest.CaptureFixture
     assert "batch 1: noisy_1" in capsys.readouterr().out
 
 
+def test_balanced_losses_end_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    history = _names("balanced_losses")["main"]("avgnorm")
+    assert [list(weights) for weights in history] == [
+        ["make", "model", "year"],
+        ["make", "model"],
+        ["make", "model", "year"],
+    ]
+    lengths = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    for batch in (lengths[:3], lengths[3:5], lengths[5:]):
+        assert batch == pytest.approx([batch[0]] * len(batch), abs=2e-4)
+
+
+def test_make_and_model_end_as_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    shares = _names("make_and_model")["main"]("conditional", batches=2, images=48)
+    assert shares["consistency"] == 1
+    printed = capsys.readouterr().out
+    assert f"joint {shares['joint']:.2f}, consistency 1.00" in printed
+    said = [int(count) for count in re.findall(r"said at \w+: (\d+) of 8", printed)]
+    assert len(said) == 2
+    assert sum(said) <= 8
+
+
 def test_noise_strip_draws_what_it_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "strip.png"
     names = ("rain", "downscale", "gaussian")

@@ -26,13 +26,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 TRAINING_PAGE = ROOT / "docs" / "training.md"
 
 # The order in which an image meets the rooms: each may import from those before it.
-ROOMS = ("data", "noise", "models", "objectives", "training", "evaluation", "export")
+ROOMS = ("data", "noise", "models", "objectives", "balancing", "training", "evaluation", "export")
 # What every room may import, and what no room may: the face stands on all of them.
-FLOOR = {"answer", "config", "errors", "taxonomy", "torchvision_ops"}
+FLOOR = {"answer", "config", "errors", "levels", "taxonomy", "torchvision_ops"}
 FACE = {"__init__", "cli", "demo", "recipes", "recognizer"}
 # Imports against the order, each with its reason.
 AGAINST_THE_ORDER = {
     ("training.loop", "evaluation.classify"),  # the validation score that selects
+    ("training.loop", "evaluation.hierarchy"),  # and that of every level
     ("training.run", "evaluation.evaluate"),  # the one look at the test images, at the very end
     ("training.run", "export.bundle"),  # what a run leaves, and the teacher it starts from
     ("training.run", ""),  # the version that metrics.json names

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmmr.errors import ManifestError
-from vmmr.taxonomy import BODIES, Taxonomy, VehicleClass, parse_stanford_name
+from vmmr.taxonomy import BODIES, TREE, Taxonomy, VehicleClass, parse_stanford_name
 
 names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=4)
 keys = st.tuples(names, names, st.none() | st.integers(1900, 2030))
@@ -60,8 +60,25 @@ def test_all_names_of_stanford_cars(shared: Path) -> None:
     }
     assert sum(count == 1 for count in counts.values()) == 19
     twice = [taxonomy.models[i] for i in np.flatnonzero(np.bincount(taxonomy.model_of) == 2)]
-    assert ("Honda", "Odyssey Minivan") in twice
-    assert len(twice) == 7
+    assert [f"{make} {model}" for make, model in twice] == [
+        "Audi S4 Sedan",
+        "Bentley Continental GT Coupe",
+        "Dodge Caliber Wagon",
+        "Dodge Durango SUV",
+        "Ford F-150 Regular Cab",
+        "Honda Odyssey Minivan",
+        "Volkswagen Golf Hatchback",
+    ]
+    assert [make for make in taxonomy.makes if " " in make] == ["AM General", "Aston Martin", "Land Rover"]
+    assert {"HUMMER", "AM General", "Dodge", "Ram", "Mercedes-Benz", "Rolls-Royce"} <= set(taxonomy.makes)
+    slashed = [item for item in taxonomy.classes if "/" in item.name]
+    assert slashed == [VehicleClass("Ram", "C/V Cargo Van Minivan", 2012, "Minivan")]
+    assert (len(taxonomy.upto("make")), len(taxonomy.upto("model")), taxonomy.upto("class")) == (49, 189, taxonomy)
+    assert taxonomy.upto("model").names == taxonomy.nodes("model")
+    for item, make, model in zip(taxonomy.classes, taxonomy.make_of, taxonomy.model_of, strict=True):
+        assert taxonomy.place(*item.key) == (make, model, taxonomy.index(*item.key))
+        assert taxonomy.place(item.make, "") == (make, -1, -1)
+        assert taxonomy.place(item.make, item.model) == (make, model, -1)  # every class has a year
     assert {item.body for item in taxonomy.classes} == {*BODIES, None}
     assert sum(item.year == 2012 for item in taxonomy.classes) == 117
 
@@ -77,6 +94,50 @@ def test_parents_are_total_and_onto(taxonomy: Taxonomy) -> None:
     assert [taxonomy.index(*item.key) for item in taxonomy.classes] == list(range(len(taxonomy)))
     assert taxonomy.make_of.dtype == np.int64
     assert not taxonomy.make_of.flags.writeable
+
+
+@settings(deadline=None)
+@given(taxonomies)
+def test_every_level_is_told_by_the_finer_ones(taxonomy: Taxonomy) -> None:
+    for fine in range(3):
+        for coarse in range(fine + 1):
+            parents = taxonomy.parents(TREE[fine], TREE[coarse])
+            assert len(parents) == len(taxonomy.nodes(TREE[fine]))
+            assert sorted(set(parents.tolist())) == list(range(len(taxonomy.nodes(TREE[coarse]))))  # total and onto
+            own = np.array([taxonomy.place(*item.key) for item in taxonomy.classes], dtype=np.int64).reshape(-1, 3)
+            assert parents[own[:, fine]].tolist() == own[:, coarse].tolist()
+    if taxonomy.classes:
+        with pytest.raises(ManifestError, match="coarser"):
+            taxonomy.parents("make", "model")
+
+
+@settings(deadline=None)
+@given(taxonomies)
+def test_what_is_told_down_to_a_level(taxonomy: Taxonomy) -> None:
+    for level, key in (("make", lambda c: c.make), ("model", lambda c: (c.make, c.model)), ("class", lambda c: c.key)):
+        part = taxonomy.upto(level)
+        assert part.upto(level) == part
+        assert {key(c) for c in part.classes} == {key(c) for c in taxonomy.classes}
+        assert part.nodes(level) == part.names
+
+
+def test_what_is_not_told_to_the_end_is_no_class() -> None:
+    rows = [("A", "", None), ("A", "x", None), ("A", "x", 2000), ("A", "y", None), ("B", "", None), ("", "van", None)]
+    taxonomy = Taxonomy(tuple(VehicleClass(*row) for row in rows)).with_equivalent([(0, 1), (2, 3)])
+    fine = taxonomy.upto("class")
+    assert [item.key for item in fine.classes] == [rows[i] for i in (2, 3, 4, 5)]
+    assert fine.equivalent == ((0, 1),)
+    assert [fine.place(*row) for row in rows] == [
+        (1, -1, -1),
+        (1, 1, -1),
+        (1, 1, 0),
+        (1, 2, 1),
+        (2, 3, 2),
+        (-1, 0, 3),
+    ]
+    assert fine.place("C", "x", 2000) == (-1, -1, -1)
+    assert taxonomy.upto("make").names == ("A", "B")
+    assert taxonomy.upto("model").names == ("van", "A x", "A y", "B")
 
 
 @settings(deadline=None)

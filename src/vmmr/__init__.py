@@ -8,14 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vmmr.answer import Answer, Box, Candidate
+from vmmr.answer import Answer, Box, Candidate, LevelAnswer
 from vmmr.errors import VmmrError
 
 if TYPE_CHECKING:
     from vmmr.recognizer import Recognizer, load, recognize
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Box", "Candidate", "Recognizer", "VmmrError", "__version__", "load", "recognize"]
+__all__ = ["Answer", "Box", "Candidate", "LevelAnswer", "Recognizer", "VmmrError", "__version__", "load", "recognize"]
 
 
 def __getattr__(name: str) -> Any:

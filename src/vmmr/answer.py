@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Answer", "Box", "Candidate"]
+__all__ = ["Answer", "Box", "Candidate", "LevelAnswer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +29,39 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class LevelAnswer:
+    """What is said at one level by itself. `value`: a name, or a year as text. `confidence`: the probability that it is
+    right, None where the level answers a number."""
+
+    level: str
+    value: str
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """The most probable class and, in `alternatives`, the runners-up by falling confidence."""
+    """What is said, and in `alternatives` the other candidates by falling confidence.
+
+    A network with levels says the finest one that it is sure of: `level` is its name ("make", "model", "class"), and
+    what is finer is "" or None; "" where it is sure of none. `confidence` is that of what is said, or of the best
+    candidate where nothing is. `levels` holds all of them, the unsure ones too, and side attributes.
+    """
 
     make: str
     model: str
     year: int | None
     confidence: float
     alternatives: tuple[Candidate, ...] = ()
+    level: str = "class"
+    levels: tuple[LevelAnswer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for JSON."""
         document = asdict(self)
         document["alternatives"] = list(document["alternatives"])
+        document["levels"] = list(document["levels"])
         return document
 
     def __str__(self) -> str:
-        year = f" {self.year}" if self.year is not None else ""
-        return f"{self.make} {self.model}{year} ({self.confidence:.1%})"
+        said = " ".join(str(part) for part in (self.make, self.model, self.year) if part not in ("", None))
+        return f"{said or 'unsure'} ({self.confidence:.1%})"

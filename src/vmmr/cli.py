@@ -151,7 +151,9 @@ def _training_flags(parser: ArgumentParser, words: Sequence[str], default: str) 
         from vmmr.export.bundle import read_bundle
 
         teacher = read_bundle(named.teacher)
+        taught = teacher.spec.hierarchy
         parser.set_defaults(
+            levels=list(taught.names) if taught is not None else [],
             backbone=teacher.spec.backbone,
             backbone_options=teacher.spec.backbone_options,
             size=teacher.preprocess.height,
@@ -209,6 +211,9 @@ def _evaluate(args: Namespace) -> int:
         table.add_row(name.replace("_", " "), f"{found['value']:.1%}", f"{low:.1%} to {high:.1%}")
     console = Console()
     console.print(table)
+    clean = document["conditions"].get("clean", {})
+    if "levels" in clean:
+        console.print(_of_levels(clean))
     cost, temperature = document["cost"], document["calibration"]["temperature"]
     console.print(
         f"{cost['parameters']:,} parameters, {cost['macs'] / 1e6:,.0f} million MACs, {cost['latency_ms']:.1f} ms an "
@@ -222,6 +227,20 @@ def _evaluate(args: Namespace) -> int:
     if args.report:
         _write_report(bundle, judged, args, document)
     return 0
+
+
+def _of_levels(clean: dict[str, Any]) -> str:
+    """Accuracy of each level by itself on clean images, and how they go together."""
+    shown = [
+        f"{level} {scores['top1']:.1%}" if "top1" in scores else f"{level} {scores['mean_error']:.1f} years off"
+        for level, scores in clean["levels"].items()
+    ]
+    together = clean["independent"]
+    return (
+        f"each level by itself: {', '.join(shown)}; make as the finest level tells it "
+        f"{clean['marginal']['make']:.1%}; "
+        f"both right {together['joint']:.1%}, both consistent {together['consistency']:.1%}"
+    )
 
 
 def _make_folder(folder: Path) -> None:

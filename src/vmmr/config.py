@@ -9,8 +9,28 @@ from typing import Any, Literal
 import yaml
 
 from vmmr.errors import ConfigError
+from vmmr.levels import Feed, HierarchyForm, Taps, check_names
 
-__all__ = ["TrainConfig"]
+__all__ = ["Balancer", "TrainConfig"]
+
+Balancer = Literal[
+    "none",
+    "aligned_mtl",
+    "avgnorm",
+    "cagrad",
+    "db_mtl",
+    "dwa",
+    "fairgrad",
+    "fixed",
+    "gradnorm",
+    "imtl_g",
+    "mgda",
+    "nash_mtl",
+    "pcgrad",
+    "random",
+    "uncertainty",
+    "upgrad",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,20 @@ class TrainConfig:
         alpha: weight of the restoration loss.
         restore_every: fast PMAL restores, and classifies what it restored, every so many steps.
         restored_weight: weight of classifying the restored image in fast PMAL; 0 leaves that pass out.
+        levels: what is answered, of make, model, class, body, colour, viewpoint, year, year_value; none: classes, flat.
+        hierarchy: what feeds what among make, model and class: parallel, coarse_to_fine, fine_to_coarse or conditional.
+        feed: what a cascade passes on: logits, softmax or a learned embedding of it.
+        stop_gradient: a level's loss does not reach the level that feeds it.
+        teacher_forcing: while training, a cascade passes on the truth where it is known.
+        head_dropout: share of the pooled features that each level drops, drawn for each anew.
+        level_weights: weight of a level's loss by name; 1 where none is given.
+        marginal_weight: weight of the coarsest level's likelihood as the finest one tells it; 0 for none.
+        taps: levels that PMAL's heads answer: all at every depth, or shallow_first (make, then model, then all).
+        back_off: precision that a level needs on validation images, else a coarser one is said; 0 says the finest.
+        balancer: rule that weighs losses against each other: none, or a name of `vmmr.balancing.BALANCERS`.
+        balancer_options: arguments of the rule, for example {"scale": "max_norm"}.
+        balance_over: what is summed before it is weighed: tasks (recognition, restoration, restored) or levels.
+        measure_every: compare the gradients for the log every so many steps, whatever the rule; 0 never.
         dense_zero_grads: unused parameters get zero gradients (momentum and decay go on) instead of none.
         norm_updates: which training passes change BatchNorm running statistics: all, or those of whole-network passes.
         feature_weight: weight of the student's feature terms (published 100).
@@ -98,6 +132,20 @@ class TrainConfig:
     alpha: float = 1.0
     restore_every: int = 1
     restored_weight: float = 1.0
+    levels: list[str] = field(default_factory=list)
+    hierarchy: HierarchyForm = "parallel"
+    feed: Feed = "softmax"
+    stop_gradient: bool = False
+    teacher_forcing: bool = False
+    head_dropout: float = 0.0
+    level_weights: dict[str, float] = field(default_factory=dict)
+    marginal_weight: float = 0.0
+    taps: Taps = "all"
+    back_off: float = 0.0
+    balancer: Balancer = "none"
+    balancer_options: dict[str, Any] = field(default_factory=dict)
+    balance_over: Literal["tasks", "levels"] = "tasks"
+    measure_every: int = 0
     dense_zero_grads: bool = False
     norm_updates: Literal["all", "whole"] = "all"
     feature_weight: float = 1.0
@@ -122,14 +170,24 @@ class TrainConfig:
         for name in ("size", "epochs", "batch_size", "sam_every", "restore_every"):
             if getattr(self, name) < 1:
                 refuse(f"{name} must be at least 1", "raise it", name)
-        weights = ("alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")
-        for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", *weights, "padding", "memory_gib"):
+        weights = ("marginal_weight", "alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")
+        for name in (
+            "lr",
+            "trunk_lr",
+            "weight_decay",
+            "clip_norm",
+            "sam_rho",
+            "measure_every",
+            *weights,
+            "padding",
+            "memory_gib",
+        ):
             if not getattr(self, name) >= 0:
                 refuse(f"{name} must not be negative", "raise it", name)
         for name in ("crop", "distil_share"):
             if not 0 < getattr(self, name) <= 1:
                 refuse(f"{name} is a share", "pass a value in (0, 1]", name)
-        for name in ("smoothing", "ema", "warmup", "val_fraction"):
+        for name in ("smoothing", "ema", "warmup", "val_fraction", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 refuse(f"{name} out of range", "pass a value in [0, 1)", name)
         if self.weights is not None and self.pretrained:
@@ -144,6 +202,32 @@ class TrainConfig:
             refuse(
                 "consistency compares noisy answers of plain training", "set noise", "consistency", "method", "noise"
             )
+        if self.levels:
+            check_names(self.levels)
+            strange = sorted(set(self.level_weights) - set(self.levels))
+            if strange or not all(weight >= 0 for weight in self.level_weights.values()):
+                refuse("level_weights are numbers, 0 or more, of levels", "drop others", "level_weights", "levels")
+            if self.teacher_forcing and self.method != "plain":
+                refuse("teacher forcing is of plain training", "leave it", "teacher_forcing", "method")
+            if self.taps != "all" and self.method != "pmal":
+                refuse("taps are PMAL's", "leave them", "taps", "method")
+            if not 0 <= self.back_off <= 1:
+                refuse("back_off is a precision", "pass a value in [0, 1]", "back_off")
+        else:
+            plain = TrainConfig.__dataclass_fields__
+            of_levels = ("hierarchy", "feed", "stop_gradient", "teacher_forcing", "head_dropout", "marginal_weight")
+            used = [n for n in (*of_levels, "taps", "back_off") if getattr(self, n) != plain[n].default]
+            if used or self.level_weights:
+                refuse("this belongs to levels", "set levels, for example [make, class]", *used, "level_weights")
+        balances = self.balancer != "none" or self.measure_every > 0
+        if self.balancer == "none" and self.balancer_options:
+            refuse("options without a balancer", "name one", "balancer", "balancer_options")
+        if balances and self.method == "plain" and len(self.levels) < 2 and not self.consistency:
+            refuse("there is one loss and nothing to balance", "set levels", "balancer", "measure_every", "levels")
+        if self.balance_over == "levels" and not (balances and self.levels):
+            refuse("levels to balance over", "set levels and balancer", "balance_over", "levels", "balancer")
+        if self.balancer == "db_mtl" and self.method == "pmal" and self.balancer_options.get("beta") != 0:
+            refuse("PMAL's depths have no common gradient to remember", "pass beta: 0", "balancer", "balancer_options")
         if self.sam_every > 1 and self.sam_rho == 0:
             refuse("sam_every without SAM", "set sam_rho, for example 0.05", "sam_every", "sam_rho")
         if self.method == "pmal" and self.mode == "fast" and self.noise == "none":

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vmmr.answer import Answer, Candidate
+from vmmr.answer import Answer, Candidate, LevelAnswer
 from vmmr.data.pixels import read_pixels, thread_map
 from vmmr.errors import ImageError, VmmrError
 from vmmr.export.bundle import Bundle, read_bundle
-from vmmr.models import ProgressiveNetwork
+from vmmr.levels import NUMBERS, year_of
+from vmmr.models.decoding import back_off, confidences_by_level, independent
+from vmmr.models.heads.hierarchy import split_levels
 
 __all__ = ["Picture", "Recognizer", "load", "recognize"]
 
@@ -45,6 +47,9 @@ class Recognizer:
         # The network rescales from [-1, 1] to the backbone's own statistics.
         self.preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
         self.temperature = bundle.spec.temperature
+        self._scores = bundle.class_scores
+        self._spec = bundle.spec.hierarchy
+        self.levels = bundle.levels
         self.network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.batch_size = torch.device(device), batch_size
 
@@ -80,15 +85,15 @@ class Recognizer:
             found += [next(answered) if isinstance(pixels, np.ndarray) else pixels for pixels in read]
         return found
 
-    @torch.no_grad()
     def probabilities(self, image: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> probabilities [B, classes] on the CPU, at the bundle's temperature."""
+        return (self._scores(self._logits(image)) / self.temperature).softmax(dim=1).cpu()
+
+    @torch.no_grad()
+    def _logits(self, image: Tensor) -> Tensor:
         image = image.to(self.device).contiguous(memory_format=torch.channels_last)
-        if isinstance(self.network, ProgressiveNetwork):
-            logits = self.network.answer(image)
-        else:
-            logits = self.network(image)["logits_0"]
-        return (logits.float() / self.temperature).softmax(dim=1).cpu()
+        logits: Tensor = self.network.answer(image)
+        return logits.float()
 
     def _read(self, picture: object) -> NDArray[np.uint8] | VmmrError:
         try:
@@ -107,11 +112,14 @@ class Recognizer:
     def _answer(self, pixels: list[NDArray[np.uint8]], top: int) -> list[Answer]:
         batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         image = self.preprocess.normalise(self.preprocess.centre_crop(batch))
-        best = self.probabilities(image).topk(min(max(top, 1), len(self.taxonomy)), dim=1)
-        return [
+        logits = self._logits(image)
+        scores = self._scores(logits) / self.temperature
+        best = scores.softmax(dim=1).cpu().topk(min(max(top, 1), len(self.taxonomy)), dim=1)
+        answers = [
             self._ranked(values, labels)
             for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+        return answers if self.levels is None else self._by_level(answers, logits.cpu(), scores.cpu())
 
     def _ranked(self, values: list[float], labels: list[int]) -> Answer:
         candidates = []
@@ -120,6 +128,55 @@ class Recognizer:
             candidates.append(Candidate(item.make, item.model, item.year, value))
         first = candidates[0]
         return Answer(first.make, first.model, first.year, first.confidence, tuple(candidates[1:]))
+
+    def _by_level(self, answers: list[Answer], logits: Tensor, scores: Tensor) -> list[Answer]:
+        """The answers with every level beside them, and no finer than the network is sure."""
+        assert self.levels is not None
+        assert self._spec is not None
+        levels = self.levels
+        labels, sure = confidences_by_level(scores, levels)
+        beside = {level: found for level, found in split_levels(logits, levels.widths).items() if level in levels.side}
+        alone = independent(beside)
+        thresholds = self._spec.thresholds or dict.fromkeys(levels.tree, 0.0)
+        depth = back_off(sure, thresholds).tolist()
+        found = []
+        for row, (answer, place) in enumerate(zip(answers, depth, strict=True)):
+            told = [
+                LevelAnswer(level, levels.nodes(level)[labels[level][row]], sure[level][row].item())
+                for level in levels.tree
+            ]
+            for level, value in alone.items():
+                if level in NUMBERS:
+                    told.append(LevelAnswer(level, str(year_of(value[row].item())), None))
+                else:
+                    confidence = beside[level][row].softmax(dim=0).amax().item()
+                    told.append(LevelAnswer(level, levels.nodes(level)[value[row]], confidence))
+            answer = replace(answer, level=levels.finest, levels=tuple(told))
+            if place < len(levels.tree) - 1:
+                answer = self._backed_off(answer, levels.tree[place] if place >= 0 else "", labels, row)
+            found.append(answer)
+        return found
+
+    def _backed_off(self, answer: Answer, level: str, labels: dict[str, Tensor], row: int) -> Answer:
+        """The answer said at a coarser level, or, with level "", not at all; what was first becomes an alternative."""
+        first = Candidate(answer.make, answer.model, answer.year, answer.confidence)
+        alternatives = (first, *answer.alternatives)
+        if not level:
+            return replace(answer, make="", model="", year=None, level="", alternatives=alternatives)
+        make, model = self.taxonomy.makes[labels[level][row]] if level == "make" else "", ""
+        if level == "model":
+            make, model = self.taxonomy.models[labels[level][row]]
+        confidence = next(told.confidence for told in answer.levels if told.level == level)
+        assert confidence is not None
+        return replace(
+            answer,
+            make=make,
+            model=model,
+            year=None,
+            confidence=confidence,
+            level=level,
+            alternatives=alternatives,
+        )
 
 
 def load(bundle: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Recognizer:

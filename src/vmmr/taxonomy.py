@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from vmmr.errors import ManifestError
 
-__all__ = ["BODIES", "MAX_NODES", "Taxonomy", "VehicleClass", "parse_stanford_name"]
+__all__ = ["BODIES", "MAX_NODES", "TREE", "Taxonomy", "VehicleClass", "parse_stanford_name"]
+
+TREE = ("make", "model", "class")
+"""The levels of the tree of labels, from coarse to fine: make, model whatever the year, class."""
 
 MAX_NODES = 200_000
 """A taxonomy file may hold this many classes, models and makes together."""
@@ -146,6 +149,14 @@ class Taxonomy:
         return {item.key: label for label, item in enumerate(self.classes)}
 
     @cached_property
+    def _make_index(self) -> dict[str, int]:
+        return {make: i for i, make in enumerate(self.makes)}
+
+    @cached_property
+    def _model_index(self) -> dict[tuple[str, str], int]:
+        return {model: i for i, model in enumerate(self.models)}
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """`.name` of every class, in label order."""
         return tuple(item.name for item in self.classes)
@@ -163,14 +174,12 @@ class Taxonomy:
     @cached_property
     def make_of(self) -> NDArray[np.int64]:
         """Label of a class -> index into `makes`: total and onto."""
-        place = {make: i for i, make in enumerate(self.makes)}
-        return _frozen([place[item.make] for item in self.classes])
+        return _frozen([self._make_index[item.make] for item in self.classes])
 
     @cached_property
     def model_of(self) -> NDArray[np.int64]:
         """Label of a class -> index into `models`: total and onto."""
-        place = {model: i for i, model in enumerate(self.models)}
-        return _frozen([place[item.make, item.model] for item in self.classes])
+        return _frozen([self._model_index[item.make, item.model] for item in self.classes])
 
     @cached_property
     def lookalike_of(self) -> NDArray[np.int64]:
@@ -180,6 +189,62 @@ class Taxonomy:
             for label in group:
                 lowest[label] = min(group)
         return _frozen(lowest)
+
+    def nodes(self, level: str) -> tuple[str, ...]:
+        """The names of one level of `TREE`, in label order: makes, models (whatever the year) or classes."""
+        models = tuple(VehicleClass(*model).name for model in self.models)
+        return {"make": self.makes, "model": models, "class": self.names}[level]
+
+    def parents(self, fine: str, coarse: str) -> NDArray[np.int64]:
+        """Label at the finer level -> label at the coarser one: total and onto. A level is its own parent.
+
+        >>> t = Taxonomy.from_rows(["VW", "Audi", "Audi"], ["Golf", "A4", "A4"], [2012, 2008, 2012])
+        >>> t.parents("class", "make").tolist(), t.parents("model", "make").tolist()
+        ([0, 0, 1], [0, 1])
+        """
+        of = {"make": self.make_of, "model": self.model_of, "class": np.arange(len(self))}
+        if TREE.index(fine) < TREE.index(coarse):
+            raise ManifestError("a parent is the coarser level", got=f"{fine} -> {coarse}")
+        first = np.unique(of[fine], return_index=True)[1]
+        return _frozen(of[coarse][first].tolist())
+
+    def place(self, make: str, model: str, year: int | None = None) -> tuple[int, int, int]:
+        """The labels of a vehicle at the levels of `TREE`, -1 where what is told does not decide: a make without a
+        model, a model without the year that tells its classes apart, a vehicle that is none of ours.
+
+        >>> t = Taxonomy.from_rows(["Audi", "Audi", "VW"], ["A4", "A4", "Golf"], [2008, 2012, None])
+        >>> t.place("Audi", "A4", 2012), t.place("Audi", "A4"), t.place("Audi", ""), t.place("VW", "Golf", None)
+        ((0, 0, 1), (0, 0, -1), (0, -1, -1), (1, 1, 2))
+        """
+        return (
+            self._make_index.get(make, -1) if make else -1,
+            self._model_index.get((make, model), -1),
+            self._index.get((make, model, year), -1),
+        )
+
+    def upto(self, level: str) -> Taxonomy:
+        """The classes as told down to a level of `TREE`, without those that are not told that far: a make whose models
+        are classes too, a model without a year beside the same with one. `place` labels their rows as far as they tell.
+
+        >>> t = Taxonomy.from_rows(["Audi", "Audi", "Audi"], ["", "A4", "A4"], [None, None, 2012])
+        >>> t.upto("class").names, t.upto("model").names, t.upto("make").names
+        (('Audi A4 2012',), ('Audi A4',), ('Audi',))
+        """
+        if level == "make":
+            return Taxonomy(tuple(VehicleClass(make, "") for make in self.makes if make))
+        makes = {item.make for item in self.classes if item.model}
+        models = {(item.make, item.model) for item in self.classes if item.year is not None}
+        if level == "model":
+            return Taxonomy(tuple(VehicleClass(*key) for key in self.models if key[1] or key[0] not in makes))
+        kept = [
+            label
+            for label, item in enumerate(self.classes)
+            if (item.model or item.make not in makes)
+            and (item.year is not None or (item.make, item.model) not in models)
+        ]
+        place = {label: new for new, label in enumerate(kept)}
+        groups = [[place[label] for label in group if label in place] for group in self.equivalent]
+        return Taxonomy(tuple(self.classes[i] for i in kept)).with_equivalent(g for g in groups if len(g) > 1)
 
     def __contains__(self, key: object) -> bool:
         """Whether a (make, model, year) is a class."""

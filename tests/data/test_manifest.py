@@ -28,6 +28,7 @@ rows = st.lists(
             "model": word.map(lambda w: w or "m"),
             "year": st.none() | st.integers(1900, 2030),
             "body": word,
+            "colour": word,
             "viewpoint": word,
             "split": st.sampled_from(["", "train", "val", "test"]),
             "group": word,
@@ -63,7 +64,7 @@ def test_labels_recomputed_row_by_row(data: list[dict[str, Any]]) -> None:
     assert [c.key for c in manifest.taxonomy.classes] == order
     assert manifest.boxes.tolist() == [row["box"] or [-1] * 4 for row in data]
     assert manifest.boxes.dtype == manifest.labels.dtype == np.int64
-    for name in ("split", "group", "vehicle_id", "viewpoint"):
+    for name in ("split", "group", "vehicle_id", "colour", "viewpoint"):
         assert manifest.column(name).tolist() == [row[name] for row in data]
     assert manifest.splits.tolist() == [row["split"] for row in data]
     assert [manifest.path(i) for i in range(len(data))] == [Path(row["path"]) for row in data]

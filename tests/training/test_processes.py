@@ -47,12 +47,21 @@ def test_two_processes_end_like_one(ends: Path) -> None:
     assert moved > 1e-2  # far more than the tolerance
 
 
-@pytest.mark.parametrize("name", ["plain", "pmal"])
+@pytest.mark.parametrize("name", ["plain", "pmal", "levels", "surgery"])
 def test_both_processes_end_alike(name: str, ends: Path) -> None:
     first, second = (load_file(ends / f"{name}-2-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
+
+
+def test_a_process_may_lack_a_level(ends: Path) -> None:
+    """The weights that the first process logs are those of both: the other's end alike."""
+    rows = [line.split(",") for line in (ends / "levels" / "log.csv").read_text().splitlines()[1:]]
+    weights = [float(value) for *_, name, value in rows if name == "weights/class"]
+    norms = [float(value) for *_, name, value in rows if name == "norms/class"]
+    assert weights
+    assert norms[0] > 0
 
 
 def test_one_process_writes_for_both(ends: Path) -> None:

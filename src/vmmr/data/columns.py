@@ -43,6 +43,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "model": WORDS,
     "year": pa.int16(),
     "body": WORDS,
+    "colour": WORDS,
     "viewpoint": WORDS,
     **dict.fromkeys(BOX, pa.int32()),
     "split": WORDS,
@@ -53,7 +54,7 @@ COLUMNS: dict[str, pa.DataType] = {
 """Name and Arrow type of every column, in order."""
 
 _SCHEMA = pa.schema(list(COLUMNS.items()))
-_ALIASES = {"filename": "path", "image": "path", "class": "class_name"}
+_ALIASES = {"filename": "path", "image": "path", "class": "class_name", "color": "colour"}
 _SPLIT_WORDS = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
 _NO_YEAR = {"", "unknown", "none", "nan", "null", "na", "n/a"}
 

@@ -5,15 +5,16 @@ One row is one vehicle in one image. Columns (only `path` and `model` or `make` 
     path                      relative to the folder of the manifest, or absolute
     make, model, body         text, "" where unknown
     year                      whole number, or empty
-    viewpoint                 text
+    colour, viewpoint         text
     left, top, right, bottom  box in pixels, 0-based, half-open; all four or none
     split                     "train", "val", "test", another word, or "" for none
     group                     rows of one group never part over splits
     vehicle_id, camera_id     text
 
-Further columns are ignored. Other names understood: `filename`, `image` for `path`; `class` for `class_name`. A
-`class_name` column holds the whole name ("Audi S4 Sedan 2007") and decides the class: `make` and `year`, where given,
-are cut off its ends, else it is split as a name of Stanford Cars where it ends in a year, else it is the model.
+Further columns are ignored. Other names understood: `filename`, `image` for `path`; `class` for `class_name`; `color`
+for `colour`. A `class_name` column holds the whole name ("Audi S4 Sedan 2007") and decides the class: `make` and
+`year`, where given, are cut off its ends, else it is split as a name of Stanford Cars where it ends in a year, else it
+is the model.
 
 A manifest is the word of the person who runs the program, like a command line: absolute paths and ".." are followed.
 Whatever lies at a path is only ever handed to the image decoder.
@@ -177,7 +178,7 @@ class Manifest:
         return np.stack(columns, axis=1)
 
     @cached_property
-    def _distinct(self) -> tuple[list[tuple[str, str, int | None, str | None]], NDArray[np.int64]]:
+    def vehicles(self) -> tuple[list[tuple[str, str, int | None, str | None]], NDArray[np.int64]]:
         """The distinct (make, model, year, body), and the row of that list each row has."""
         makes, make = words_of(self.table["make"])
         models, model = words_of(self.table["model"])
@@ -194,13 +195,13 @@ class Manifest:
         """The taxonomy of the labels: the given one, or the sorted classes of the rows."""
         if self._given is not None:
             return self._given
-        kinds = self._distinct[0]
+        kinds = self.vehicles[0]
         return Taxonomy.from_rows(*map(list, zip(*kinds, strict=True))) if kinds else Taxonomy(())
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """[N] the label of every row in `taxonomy`; -1 for a class it does not hold (`with_taxonomy(strict=False)`)."""
-        kinds, rows = self._distinct
+        kinds, rows = self.vehicles
         index = self.taxonomy._index
         return np.array([index.get(kind[:3], -1) for kind in kinds], dtype=np.int64)[rows]
 
@@ -212,7 +213,7 @@ class Manifest:
     def with_taxonomy(self, taxonomy: Taxonomy, *, strict: bool = True) -> Manifest:
         """The same rows labelled by `taxonomy`. A class it does not hold raises ManifestError with its name, or,
         where not `strict` (images of unknown vehicles), gets label -1."""
-        unknown = [VehicleClass(*kind).name for kind in self._distinct[0] if kind[:3] not in taxonomy]
+        unknown = [VehicleClass(*kind).name for kind in self.vehicles[0] if kind[:3] not in taxonomy]
         if strict and unknown:
             raise ManifestError(
                 f"{len(unknown)} classes are not in the taxonomy",
@@ -220,6 +221,19 @@ class Manifest:
                 do="add them with Taxonomy.merge or drop their rows",
             )
         return self._derived(self.table, taxonomy)
+
+    def upto(self, level: str) -> Manifest:
+        """The same rows, told no finer than "make" or "model" ("class": as they are).
+
+        >>> m = Manifest.from_columns({"path": ["a"], "make": ["VW"], "model": ["Golf"], "year": [2012]})
+        >>> m.upto("model").class_names, m.upto("make").class_names
+        (('VW Golf',), ('VW',))
+        """
+        table = self.table
+        for name in {"make": ("model", "year"), "model": ("year",), "class": ()}[level]:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pa.nulls(len(self), table.schema.field(name).type))
+        return self if table is self.table else Manifest(table, self.root)
 
     def with_splits(self, splits: ArrayLike) -> Manifest:
         """The same rows with these splits."""

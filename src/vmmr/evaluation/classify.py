@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -61,8 +61,8 @@ def predict_logits(
         network.train(was_training)
 
 
-def accuracy(logits: Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
-    """top1 and top5 in [0, 1] of logits [N, C] and labels [N].
+def accuracy(logits: Tensor, labels: NDArray[np.int64], ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """top1 and top5 (or those of other ranks) in [0, 1] of logits [N, C] and labels [N].
 
     >>> accuracy(torch.eye(6), np.arange(6))
     {'top1': 1.0, 'top5': 1.0}
@@ -70,7 +70,7 @@ def accuracy(logits: Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
     truth, classes = torch.from_numpy(labels), logits.shape[1]
     return {
         f"top{k}": multiclass_accuracy(logits, truth, classes, average="micro", top_k=min(k, classes)).item()
-        for k in (1, 5)
+        for k in ranks
     }
 
 

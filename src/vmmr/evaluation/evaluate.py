@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import vmmr
@@ -28,14 +28,18 @@ from vmmr.evaluation.calibration import (
 from vmmr.evaluation.classify import accuracy, macro_accuracy, make_accuracy, predict_logits
 from vmmr.evaluation.confusion import confusions, mistakes, worst_classes
 from vmmr.evaluation.cost import answer_time, macs, parameters
+from vmmr.evaluation.hierarchy import fit_decoding, hierarchy_scores, level_scores
 from vmmr.evaluation.intervals import interval, resampled_means
 from vmmr.evaluation.restoration import restoration
 from vmmr.evaluation.robustness import condition, summary
-from vmmr.export.bundle import Bundle
-from vmmr.models import Backbone, ProgressiveNetwork
+from vmmr.export.bundle import Bundle, Network
+from vmmr.levels import Levels
+from vmmr.models import ProgressiveNetwork
+from vmmr.models.decoding import independent, joint_scores
+from vmmr.models.heads.hierarchy import log_marginal, split_levels
 from vmmr.training.samples import Side, open_side
 
-__all__ = ["evaluate", "validation_temperature"]
+__all__ = ["calibrated", "evaluate"]
 
 _FORMAT, _VERSION = "vmmr-evaluation", 1
 
@@ -65,19 +69,20 @@ def evaluate(
     wanted = list(dict.fromkeys(wanted))
     if not wanted:
         raise ConfigError("there is nothing to evaluate", got="no condition", do="name some, such as clean")
-    manifest = manifest.with_taxonomy(bundle.taxonomy)
+    manifest, labels = bundle.labelled(manifest)
     # The network brings its own statistics; noise is defined on images in [-1, 1].
     preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
     network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    answer = partial(_answer, network)
+    levels = bundle.levels
     temperature = None if bundle.spec.temperature == 1 else bundle.spec.temperature
     fitted_on = None if temperature is None else "validation images of the training"
     if validation is not None:
         require_no_leakage(validation, manifest)
         side = open_side(
-            validation.with_taxonomy(bundle.taxonomy), preprocess, memory_gib=memory_gib, progress=progress
+            bundle.labelled(validation)[0], preprocess, levels=levels, memory_gib=memory_gib, progress=progress
         )
-        temperature, fitted_on = validation_temperature(network, side, preprocess, device=device), "val"
+        held = predict_logits(network.answer, network, side.pixels, preprocess, device=device)
+        temperature, fitted_on = fit_temperature(bundle.class_scores(held), side.labels), "val"
     if pixels is None:
         pixels = open_side(manifest, preprocess, memory_gib=memory_gib, progress=progress).pixels
 
@@ -89,9 +94,12 @@ def evaluate(
     some = np.unique(np.linspace(0, len(manifest) - 1, min(restored, len(manifest))).round().astype(np.int64))
     for name in wanted:
         degrade = condition(name, seed=seed)
-        logits = predict_logits(answer, network, pixels, preprocess, device=device, degrade=degrade)
+        wide = predict_logits(network.answer, network, pixels, preprocess, device=device, degrade=degrade)
+        logits = bundle.class_scores(wide)
         clean = logits if name == "clean" else clean
         conditions[name] = _scores(logits, manifest, temperature)
+        if levels is not None:
+            conditions[name] |= _level_scores(wide, logits, labels, levels)
         confidence[name] = confidences(logits)
         right[name] = logits.argmax(dim=1) == torch.from_numpy(manifest.labels)
         if isinstance(network, ProgressiveNetwork) and degrade is not None and restored:
@@ -135,22 +143,28 @@ def evaluate(
     }
 
 
-def validation_temperature(
-    network: Backbone | ProgressiveNetwork, side: Side, preprocess: Preprocess, *, device: torch.device | str = "cpu"
-) -> float:
-    """The temperature that makes the labels of these images likeliest, see `fit_temperature`.
+def calibrated(
+    bundle: Bundle,
+    side: Side,
+    preprocess: Preprocess,
+    *,
+    precision: float = 0.0,
+    device: torch.device | str = "cpu",
+) -> Bundle:
+    """The bundle with what validation images tell: its temperature, see `fit_temperature`; where it has levels, also
+    the weight of the coarser ones and, for a precision above 0, the thresholds of the back-off, see `fit_decoding`.
 
-    side: validation images, never those that are judged. preprocess: to [-1, 1]. device: where the network is.
+    side: validation images with labels, never those that are judged. preprocess: to [-1, 1].
     """
-    logits = predict_logits(partial(_answer, network), network, side.pixels, preprocess, device=device)
-    return fit_temperature(logits, side.labels)
-
-
-def _answer(network: Backbone | ProgressiveNetwork, image: Tensor) -> Tensor:
-    if isinstance(network, ProgressiveNetwork):
-        return network.answer(image)
-    logits: Tensor = network(image)["logits_0"]
-    return logits
+    network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    logits = predict_logits(network.answer, network, side.pixels, preprocess, device=device)
+    spec = bundle.spec
+    levels = bundle.levels
+    if spec.hierarchy is None or levels is None:
+        return replace(bundle, spec=replace(spec, temperature=round(fit_temperature(logits, side.labels), 4)))
+    by_level = split_levels(logits, levels.widths)
+    hierarchy, temperature = fit_decoding(by_level, side.by_level, levels, spec.hierarchy, precision)
+    return replace(bundle, spec=replace(spec, hierarchy=hierarchy, temperature=temperature))
 
 
 def _scores(logits: Tensor, manifest: Manifest, temperature: float | None) -> dict[str, Any]:
@@ -166,6 +180,24 @@ def _scores(logits: Tensor, manifest: Manifest, temperature: float | None) -> di
     if temperature is not None:
         found["ece_calibrated"] = calibration_error(confidences(logits, temperature), right)
     return found
+
+
+def _level_scores(wide: Tensor, scores: Tensor, labels: dict[str, NDArray[np.int64]], levels: Levels) -> dict[str, Any]:
+    """`levels`: each level by itself. `independent` and `consistent`: how the levels go together, each by itself or
+    decoded as one. `marginal`: accuracy of the make as the finest level alone tells it, be it a level or not."""
+    by_level = split_levels(wide, levels.widths)
+    alone = {level: found.numpy() for level, found in independent(by_level).items() if level in levels.tree}
+    fine = scores.argmax(dim=1).numpy()
+    decoded = {level: levels.parents(levels.finest, level)[fine] for level in levels.tree}
+    make_of = levels.parents(levels.finest, "make")
+    own = joint_scores(by_level, levels, 0.0)
+    told = log_marginal(own, torch.from_numpy(make_of.copy()), len(levels.nodes("make"))).argmax(dim=1).numpy()
+    return {
+        "levels": level_scores(by_level, labels),
+        "independent": hierarchy_scores(alone, labels, levels),
+        "consistent": hierarchy_scores(decoded, labels, levels),
+        "marginal": {"make": float((told == make_of[labels[levels.finest]]).mean())},
+    }
 
 
 def _bins(confidence: dict[str, Tensor], right: dict[str, Tensor], names: list[str]) -> list[dict[str, Any]]:
@@ -197,10 +229,8 @@ def _relative(manifest: Manifest, row: int) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _cost(
-    network: Backbone | ProgressiveNetwork, preprocess: Preprocess, device: torch.device | str, timed: bool
-) -> dict[str, Any]:
-    answer = partial(_answer, network)
+def _cost(network: Network, preprocess: Preprocess, device: torch.device | str, timed: bool) -> dict[str, Any]:
+    answer = network.answer
     image = torch.zeros(1, 3, preprocess.height, preprocess.width, device=device)
     found = {"parameters": parameters(network), "macs": macs(answer, image)}
     return found | answer_time(answer, image) if timed else found

@@ -81,7 +81,7 @@ def example_strips(
     networks = {name: bundle.network() for name, bundle in bundles.items()}
     teachers = [name for name, network in networks.items() if isinstance(network, ProgressiveNetwork)]
     guide = (teachers or list(bundles))[-1 if teachers else 0]
-    manifest = manifest.with_taxonomy(bundles[guide].taxonomy)
+    manifest, _ = bundles[guide].labelled(manifest)
     spec = replace(bundles[guide].preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
     rows = np.linspace(0, len(manifest) - 1, len(shown)).round().astype(int)
     side = open_side(manifest.select(rows), spec)
@@ -99,7 +99,7 @@ def example_strips(
         label = int(side.labels[k])
         replies = {}
         for model, network in networks.items():
-            logits = network.answer(noisy) if isinstance(network, ProgressiveNetwork) else network(noisy)["logits_0"]
+            logits = bundles[model].class_scores(network.answer(noisy))
             confidence, said = (logits / bundles[model].spec.temperature).softmax(dim=1)[0].max(dim=0)
             replies[model] = Reply(names[int(said)], float(confidence), int(said) == label)
         examples.append(Example(name, names[label], _picture(clean[0]), _picture(noisy[0]), restored, replies))

@@ -24,19 +24,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from vmmr.data.labels import level_labels
+from vmmr.data.manifest import Manifest
 from vmmr.data.preprocess import Preprocess
-from vmmr.errors import BundleError, ConfigError, DataError
-from vmmr.models import Backbone, ProgressiveNetwork
+from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
+from vmmr.levels import HierarchySpec, Levels
+from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
+from vmmr.models.decoding import joint_scores
 from vmmr.models.heads import HeadForm
+from vmmr.models.heads.hierarchy import split_levels
 from vmmr.taxonomy import MAX_NODES, Taxonomy
 
 import timm  # isort: skip
 
-__all__ = ["OPTIONS", "Bundle", "ModelSpec", "build_network", "read_bundle", "write_bundle"]
+__all__ = ["OPTIONS", "Bundle", "ModelSpec", "Network", "build_network", "read_bundle", "write_bundle"]
+
+Network = Backbone | HierarchicNetwork | ProgressiveNetwork
 
 _FORMAT, _VERSION = "vmmr-bundle", 1
 OPTIONS: dict[str, type | tuple[type, ...]] = {
@@ -59,6 +68,9 @@ class ModelSpec:
     """What it takes to build the network that the weights fit: config.json.
 
     kind: plain (a timm classifier and nothing else) or progressive (with denoising-recognition heads).
+    mean, std: the backbone's input statistics on [0, 1]. temperature: what logits are divided by before the softmax
+    that confidence is read from, fitted on validation images; 1 where none was. hierarchy: the levels of a network that
+    answers more than classes.
     mean, std: the backbone's input statistics on [0, 1]. standardise: instead, every image is brought to mean 0 and
     standard deviation 1. temperature: what logits are divided by before the softmax
     that confidence is read from, fitted on validation images; 1 where none was.
@@ -73,6 +85,7 @@ class ModelSpec:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     standardise: bool = False
     temperature: float = 1.0
+    hierarchy: HierarchySpec | None = None
 
     def __post_init__(self) -> None:
         # A spec may come from a stranger's bundle: no name that timm would fetch, no option that names a file.
@@ -93,6 +106,8 @@ class ModelSpec:
                     got=f"{name}={value!r}",
                     do=f"use {', '.join(OPTIONS)}",
                 )
+        if self.hierarchy is not None and not isinstance(self.hierarchy, HierarchySpec):
+            raise ConfigError("hierarchy describes levels", got=type(self.hierarchy).__name__)
         if not isinstance(self.standardise, bool):
             raise ConfigError("standardise is true or false", got=repr(self.standardise))
         warmth = self.temperature
@@ -117,10 +132,10 @@ class Bundle:
     name: str = ""
     digest: str = ""
 
-    def network(self) -> Backbone | ProgressiveNetwork:
+    def network(self) -> Network:
         """The network with these weights, in evaluation mode, for images in [-1, 1]."""
         try:
-            network = build_network(self.spec)
+            network = build_network(self.spec, self.taxonomy)
         except ConfigError as error:
             raise BundleError(f"the config.json of {self.name} describes no network", got=error) from error
         target: nn.Module = network.model if isinstance(network, Backbone) else network
@@ -132,18 +147,55 @@ class Bundle:
             ) from error
         return network.eval()
 
+    @property
+    def levels(self) -> Levels | None:
+        """What the network answers, where it is more than classes."""
+        return None if self.spec.hierarchy is None else self.spec.hierarchy.levels(self.taxonomy)
 
-def build_network(spec: ModelSpec) -> Backbone | ProgressiveNetwork:
-    """A fresh network as the spec says."""
+    def labelled(self, manifest: Manifest) -> tuple[Manifest, dict[str, NDArray[np.int64]]]:
+        """The rows under the bundle's taxonomy and, where it has levels, their labels at each, int64 [N].
+
+        Rows that do not tell the finest level are left out. Raises ManifestError for vehicles that it does not know,
+        and where no row is left.
+        """
+        levels = self.levels
+        if levels is None:
+            return manifest.with_taxonomy(self.taxonomy), {}
+        told = level_labels(manifest, levels)
+        kept = told[levels.finest] >= 0
+        if not kept.any():
+            raise ManifestError(f"no image tells its {levels.finest}", got=f"{len(manifest)} rows")
+        known = manifest.upto(levels.finest).with_taxonomy(self.taxonomy, strict=False)
+        return known.select(kept), {level: labels[kept] for level, labels in told.items()}
+
+    def class_scores(self, logits: Tensor) -> Tensor:
+        """What a network answers, [B, outputs] -> scores [B, classes] whose softmax is the answer's distribution: the
+        logits themselves, or, where there are levels, those of all of them decoded together."""
+        levels = self.levels
+        if self.spec.hierarchy is None or levels is None:
+            return logits
+        return joint_scores(split_levels(logits, levels.widths), levels, self.spec.hierarchy.beta)
+
+
+def build_network(spec: ModelSpec, taxonomy: Taxonomy | None = None, **options: Any) -> Network:
+    """A fresh network as the spec says. taxonomy: needed where the spec has levels; options: what only training reads
+    of hierarchy heads, see `HierarchyHead`. Raises ConfigError where they do not fit."""
+    if spec.hierarchy is not None and taxonomy is None:
+        raise ConfigError("levels need their taxonomy", got=list(spec.hierarchy.names), do="pass it")
+    levels = spec.hierarchy.levels(taxonomy) if spec.hierarchy is not None and taxonomy is not None else None
     backbone = Backbone(
         spec.backbone,
-        spec.classes,
+        spec.classes if levels is None else 0,
         mean=spec.mean,
         std=spec.std,
         standardise=spec.standardise,
         options=spec.backbone_options,
     )
-    return backbone if spec.kind == "plain" else ProgressiveNetwork(backbone, spec.classes, spec.heads)
+    if levels is None or spec.hierarchy is None:
+        return backbone if spec.kind == "plain" else ProgressiveNetwork(backbone, spec.classes, spec.heads)
+    if spec.kind == "plain":
+        return HierarchicNetwork(backbone, levels, spec.hierarchy, **options)
+    return HierarchicProgressiveNetwork(backbone, levels, spec.hierarchy, spec.heads, **options)
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> Path:
@@ -210,6 +262,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     _parse(payload["preprocess.json"], "preprocess.json")
     try:
         config["mean"], config["std"] = tuple(config["mean"]), tuple(config["std"])
+        if config.get("hierarchy") is not None:
+            config["hierarchy"] = HierarchySpec(**config["hierarchy"])
         spec = ModelSpec(**config)
         taxonomy = Taxonomy.from_json(payload["taxonomy.json"].decode())
         preprocess = Preprocess.from_json(payload["preprocess.json"].decode())

@@ -29,7 +29,8 @@ DEPTHS = (1, 2, 3)
 class Backbone(nn.Module):
     """A classifier from timm with taps at H/8, H/16 and H/32 (its last three feature levels).
 
-    name: any timm name, passed through unchanged. classes: width of the classifier. weights: a local `.safetensors`
+    name: any timm name, passed through unchanged. classes: width of the classifier; with 0 there is
+    none, and logits_0 are the pooled features. weights: a local `.safetensors`
     file in timm's layout; pretrained: let timm load its own weights (hub, `hf-hub:` and `local-dir:` names included).
     mean, std: the input statistics the network expects, per channel on [0, 1]; callers always pass images in [-1, 1].
     standardise: instead, shift and scale every image to mean 0 and standard deviation 1 over its pixels and channels.
@@ -84,6 +85,11 @@ class Backbone(nn.Module):
         if weights is not None:
             load_weights(self.model, weights)
 
+    @property
+    def width(self) -> int:
+        """How many pooled features enter the classifier."""
+        return int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+
     def own_space(self, x: Tensor) -> Tensor:
         """An image in [-1, 1] -> the network's input statistics."""
         if self.standardise:
@@ -105,13 +111,19 @@ class Backbone(nn.Module):
         outputs["logits_0"] = self.model.forward_head(final)
         return outputs
 
+    def answer(self, x: Tensor) -> Tensor:
+        """The classifier's logits, [B, classes]."""
+        logits: Tensor = self(x)["logits_0"]
+        return logits
+
     def classifier_parameters(self) -> list[nn.Parameter]:
         """The parameters of the last linear layer: what training treats as a head rather than as trunk."""
         return list(self.model.get_classifier().parameters())
 
 
 def load_weights(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
-    """Load a safetensors state dict into a timm model; a classifier of another width keeps its fresh values.
+    """Load a safetensors state dict into a timm model; a classifier of another width keeps its fresh values, and that
+    of the file is left where the model has none.
 
     Returns the names that were left fresh. Every other key and shape must match: ConfigError names the first that
     does not.
@@ -130,7 +142,8 @@ def load_weights(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
         [k for k in own if k.startswith(heads) and (k not in state or state[k].shape != own[k].shape)] if heads else []
     )
     wrong = [k for k in own if k not in fresh and (k not in state or state[k].shape != own[k].shape)]
-    wrong += [k for k in state if k not in own]
+    bare = bool(heads) and not any(k.startswith(heads) for k in own)  # pooled features, no classifier
+    wrong += [k for k in state if k not in own and not (bare and k.startswith(heads))]
     if wrong:
         raise ConfigError(
             f"the weights {path.name} do not fit this backbone",

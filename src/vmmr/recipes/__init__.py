@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vmmr.config import TrainConfig
 from vmmr.errors import ConfigError
+from vmmr.recipes.levels import levels
 from vmmr.recipes.plain import plain
 from vmmr.recipes.plain_noise import plain_noise
 from vmmr.recipes.pmal_fast import pmal_fast
@@ -17,6 +18,7 @@ from vmmr.recipes.sam import sam
 __all__ = ["RECIPES", "recipe"]
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "levels": levels,
     "plain": plain,
     "plain_noise": plain_noise,
     "pmal_fast": pmal_fast,

@@ -38,6 +38,7 @@ class RunLog:
         self._task = self._bar.add_task("training", total=steps, completed=start, losses="", rate="")
         self._steps = steps
         self._window: dict[str, list[Tensor]] = {}
+        self._balance: dict[str, list[Tensor]] = {}
         self._epoch: dict[str, list[Tensor]] = {}
         self._images = 0
         self._since = time.monotonic()
@@ -75,9 +76,19 @@ class RunLog:
         self._file.flush()
 
     def losses(
-        self, step: int, epoch: int, terms: dict[str, Tensor], *, images: int, rate: float
+        self,
+        step: int,
+        epoch: int,
+        terms: dict[str, Tensor],
+        *,
+        images: int,
+        rate: float,
+        balance: dict[str, Tensor] | None = None,
     ) -> dict[str, float] | None:
-        """Take one batch's losses; every tenth step, write and return their means."""
+        """Take one batch's losses; every tenth step, write and return their means. balance: weights, gradient lengths
+        and cosines of a balancer by name, whose means are written beside them."""
+        for name, value in (balance or {}).items():
+            self._balance.setdefault(name, []).append(value)
         for name, term in terms.items():
             self._window.setdefault(name, []).append(term)
             self._epoch.setdefault(name, []).append(term)
@@ -86,13 +97,15 @@ class RunLog:
         if step % _EVERY and step != self._steps:
             return None
         values = {name: torch.stack(held).mean().item() for name, held in self._window.items()}
-        self._window = {}
+        beside = {name: torch.stack(held).mean().item() for name, held in self._balance.items()}
+        self._window, self._balance = {}, {}
         now = time.monotonic()
         self._rate = self._images / max(now - self._since, 1e-9)
         self._images, self._since = 0, now
         shown = " ".join(f"{name} {value:.3f}" for name, value in values.items())
         self._bar.update(self._task, losses=shown, rate=f"{self._rate:.0f} img/s")
-        self._write(step, epoch, {f"loss/{k}": v for k, v in values.items()} | {"lr": rate, "images_per_s": self._rate})
+        losses = {f"loss/{k}": v for k, v in values.items()}
+        self._write(step, epoch, losses | beside | {"lr": rate, "images_per_s": self._rate})
         return values
 
     def epoch_means(self) -> dict[str, float]:

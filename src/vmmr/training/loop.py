@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,13 +23,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from vmmr.balancing import Balance, balanced_backward
 from vmmr.config import TrainConfig
 from vmmr.data.samplers import EpochSampler
 from vmmr.errors import TrainingError
 from vmmr.evaluation.classify import accuracy, predict_logits
+from vmmr.evaluation.hierarchy import level_scores
+from vmmr.models.heads.hierarchy import split_levels
 from vmmr.training.augment import crop_and_flip
+from vmmr.training.balance import balancer, grouped
 from vmmr.training.log import RunLog
-from vmmr.training.method import Batch, Method, total
+from vmmr.training.method import Batch, Method, Step, total
+from vmmr.training.processes import average, fill_gradients, mean
 from vmmr.training.sam import clear_gradients, sharpness_aware
 from vmmr.training.samples import Samples, Side
 from vmmr.training.schedule import share_of_peak
@@ -81,31 +87,24 @@ def build_optimizer(method: Method, config: TrainConfig) -> Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _average(fabric: Fabric, tensors: list[Tensor]) -> None:
-    """Replace tensors by their mean over the processes, in one message."""
-    if fabric.world_size == 1 or not tensors:
-        return
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    mean = cast(Tensor, fabric.all_reduce(flat, reduce_op="mean"))
-    for tensor, part in zip(tensors, torch.split(mean, [t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
 def _require_finite(losses: dict[str, float], step: int) -> None:
     if not math.isfinite(sum(losses.values())):
         do = "lower lr or set clip_norm"
         raise TrainingError(f"the loss is no longer finite at step {step}", got=losses, do=do)
 
 
-def _batches(side: Side, order: Iterator[np.ndarray], rank: int, world: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(pixels, labels, global batch size) of this process's share of each batch, decoded one batch ahead."""
+def _batches(side: Side, order: Iterator[np.ndarray], rank: int, world: int) -> Iterator[tuple[Tensor, Batch, int]]:
+    """(pixels, labels by their name in the batch, global batch size) of this process's share of each batch, decoded one
+    batch ahead."""
+    columns = {"label": side.labels, **{f"label_{level}": labels for level, labels in side.by_level.items()}}
 
-    def fetch(indices: np.ndarray) -> tuple[Tensor, Tensor, int]:
+    def fetch(indices: np.ndarray) -> tuple[Tensor, Batch, int]:
         own = indices[rank::world]
-        return side.pixels[own], torch.from_numpy(side.labels[own]), len(indices)
+        labels = {name: torch.from_numpy(column[own]) for name, column in columns.items()}
+        return side.pixels[own], labels, len(indices)
 
     with ThreadPoolExecutor(1) as pool:
-        coming: deque[Future[tuple[Tensor, Tensor, int]]] = deque()
+        coming: deque[Future[tuple[Tensor, Batch, int]]] = deque()
         for indices in order:
             coming.append(pool.submit(fetch, indices))
             if len(coming) > 1:
@@ -121,7 +120,12 @@ class _Run:
         self.method, self.samples, self.config, self.fabric = method, samples, config, fabric
         self.network = method.network
         self.parameters = list(self.network.parameters())
+        self.rule = balancer(config)
+        self.balance: Balance = {}
         self.optimizer = build_optimizer(method, config)
+        self.learned = [] if self.rule is None else list(self.rule.to(fabric.device).parameters())
+        if self.learned:
+            self.optimizer.add_param_group({"params": self.learned, "peak": config.lr, "weight_decay": 0.0})
         self.average: AveragedModel | None = None
         if config.ema:
             averaging = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
@@ -153,6 +157,7 @@ class _Run:
             "config": self.config.to_dict() | {"backbone_options": str(self.config.backbone_options)},
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "rule": self.rule.state_dict() if self.rule is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
             "views": self.views.get_state(),
             "noise": self.noise.get_state(),
@@ -176,6 +181,8 @@ class _Run:
             )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.rule is not None:
+            self.rule.load_state_dict(state["rule"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.views.set_state(state["views"])
@@ -198,7 +205,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
 
-    def view(self, pixels: Tensor, labels: Tensor, global_size: int) -> Batch:
+    def view(self, pixels: Tensor, labels: Batch, global_size: int) -> Batch:
         """Decoded pixels -> the batch the method sees, on the device, in [-1, 1]."""
         fabric, config = self.fabric, self.config
         draws = torch.rand(global_size, 3, generator=self.views)[fabric.global_rank :: fabric.world_size]
@@ -206,17 +213,23 @@ class _Run:
         image = self.samples.preprocess.normalise(cut)
         if config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return {"image": image, "label": labels.to(fabric.device)}
+        return {"image": image, **{name: column.to(fabric.device) for name, column in labels.items()}}
 
-    def update(self, losses: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
+    def update(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step on prepared data; returns the losses before it."""
         config, fabric = self.config, self.fabric
+        self.balance = {}
 
         def closure() -> dict[str, Tensor]:
             with fabric.autocast():
-                terms = losses(batch)
-            torch.autograd.backward(total(terms))
-            _average(fabric, [p.grad for p in self.parameters if p.grad is not None])
+                terms = step.losses(batch)
+            if self.rule is None:
+                torch.autograd.backward(total(terms))
+            else:
+                self.descend(terms, step)
+            if self.samples.levels is not None:
+                fill_gradients(fabric, self.parameters)
+            average(fabric, [p.grad for p in (*self.parameters, *self.learned) if p.grad is not None])
             return {name: term.detach() for name, term in terms.items()}
 
         terms = sharpness_aware(
@@ -250,12 +263,30 @@ class _Run:
 
         update_bn(images(), network)
 
+    def descend(self, terms: dict[str, Tensor], step: Step) -> None:
+        """Leave in `.grad` what the rule makes of the losses. The second pass of SAM takes the first one's weights."""
+        assert self.rule is not None
+        fabric, every = self.fabric, self.config.measure_every
+        for parameter in self.learned:  # of the last step, or of SAM's first pass
+            parameter.grad = None
+        found = balanced_backward(
+            grouped(terms, self.config),
+            self.rule,
+            step.shared,
+            heads=self.method.head_parameters(),
+            reduce=partial(mean, fabric) if fabric.world_size > 1 else None,
+            weights=self.balance.get("weights"),
+            measure=bool(every) and self.step % every == 0,
+        )
+        if not self.balance:
+            self.balance = found
+
     def validate(self) -> dict[str, float]:
         """Look at the validation images with the weights that would be kept; remember them if they are the best."""
         network = self.evaluated
         # Parameters are equal on all processes; BatchNorm statistics are each process's own until here.
         for seen in {id(self.network): self.network, id(network): network}.values():
-            _average(self.fabric, [b for b in seen.buffers() if b.is_floating_point()])
+            average(self.fabric, [b for b in seen.buffers() if b.is_floating_point()])
         validation = self.samples.validation
         logits = predict_logits(
             lambda image: self.method.answer(network, image),
@@ -264,7 +295,13 @@ class _Run:
             self.samples.preprocess,
             device=self.fabric.device,
         )
-        scores = {f"val_{name}": value for name, value in accuracy(logits, validation.labels).items()}
+        levels = self.samples.levels
+        if levels is None:
+            scores = {f"val_{name}": value for name, value in accuracy(logits, validation.labels).items()}
+        else:
+            found = level_scores(split_levels(logits, levels.widths), validation.by_level)
+            scores = {f"val_{name}": found[levels.finest][name] for name in ("top1", "top5")}
+            scores |= {f"val_{level}": next(iter(by_level.values())) for level, by_level in found.items()}
         if scores["val_top1"] > self.best_score:
             self.best, self.best_score = self.epoch, scores["val_top1"]
             self.best_state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
@@ -322,18 +359,25 @@ def fit(
                 run.set_rates(steps)
                 batch = method.begin(run.view(pixels, labels, size), run.epoch)
                 terms: dict[str, Tensor] = {}
+                balance: dict[str, Tensor] = {}
                 for step in method.steps(run.epoch, run.step):
                     with torch.no_grad():
                         prepared = step.prepare(batch, run.noise)
-                    terms |= run.update(step.losses, prepared)
+                    terms |= run.update(step, prepared)
+                    balance |= {
+                        f"{kind}/{name}": value for kind, found in run.balance.items() for name, value in found.items()
+                    }
                 if run.average is not None:
                     run.average.update_parameters(method.network)
                 run.step += 1
                 run.batch += 1
-                values = log.losses(run.step, run.epoch, terms, images=size, rate=run.optimizer.param_groups[0]["lr"])
+                rate = run.optimizer.param_groups[0]["lr"]
+                values = log.losses(run.step, run.epoch, terms, images=size, rate=rate, balance=balance)
                 _require_finite(values or {}, run.step)
                 if fabric.world_size == 1 and time.monotonic() - saved > 60 * config.checkpoint_minutes:
                     save()
+            if run.rule is not None:
+                run.rule.end_epoch()
             means = log.epoch_means()
             _require_finite(means, run.step)
             scores = run.validate()

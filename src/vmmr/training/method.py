@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,12 +19,14 @@ class Step:
     """One optimiser update.
 
     name: for logs. prepare: draws what both passes of SAM share (views, noise), without gradients.
-    losses: prepared batch -> named scalars, already weighted; their sum is descended.
+    losses: prepared batch -> named scalars, already weighted; their sum is descended, or what a balancer makes of it.
+    shared: the weight at which a balancer compares gradients.
     """
 
     name: str
     prepare: Callable[[Batch, torch.Generator], Batch]
     losses: Callable[[Batch], dict[str, Tensor]]
+    shared: tuple[Tensor, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
         return f"Step({self.name})"

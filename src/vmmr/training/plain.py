@@ -9,6 +9,7 @@ from vmmr.config import TrainConfig
 from vmmr.models import Backbone
 from vmmr.noise import TRAINING_NOISE
 from vmmr.objectives import jensen_shannon, smoothed_kl
+from vmmr.training.balance import shared_weights
 from vmmr.training.method import Batch, Step
 
 __all__ = ["Plain"]
@@ -25,6 +26,7 @@ class Plain:
         self.network = backbone
         self._config = config
         self._noise = TRAINING_NOISE[config.noise]
+        self._shared = shared_weights(backbone, config, None)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The classifier."""
@@ -36,7 +38,7 @@ class Plain:
 
     def steps(self, epoch: int, step: int) -> tuple[Step, ...]:
         """One update."""
-        return (Step("classify", self._prepare, self._losses),)
+        return (Step("classify", self._prepare, self._losses, self._shared[None]),)
 
     def answer(self, network: nn.Module, image: Tensor) -> Tensor:
         """The classifier's logits."""

@@ -16,12 +16,14 @@ import vmmr
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.errors import BundleError, ConfigError, TrainingError
-from vmmr.evaluation.evaluate import evaluate, validation_temperature
+from vmmr.evaluation.evaluate import calibrated, evaluate
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
-from vmmr.models import Backbone, ProgressiveNetwork, load_weights
+from vmmr.levels import HierarchySpec
+from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork, load_weights
 from vmmr.training.distil import Distil
 from vmmr.training.loop import Fitted, fit
 from vmmr.training.method import Method
+from vmmr.training.multitask import Multitask
 from vmmr.training.plain import Plain
 from vmmr.training.progressive import Progressive
 from vmmr.training.samples import Samples, open_samples
@@ -78,10 +80,17 @@ def train(
     guide = read_bundle(teacher) if teacher is not None else None
     if guide is not None and guide.spec.kind != "progressive":
         raise BundleError("a PMD teacher has denoising-recognition heads", got=f"a {guide.spec.kind} bundle")
+    taught = guide.spec.hierarchy if guide is not None else None
+    if taught is not None and not config.levels:
+        config = config.with_(levels=list(taught.names))
+    if guide is not None and set(config.levels) != set(taught.names if taught is not None else ()):
+        got = f"{list(taught.names) if taught is not None else 'classes alone'} and {config.levels}"
+        raise ConfigError("teacher and student must answer the same levels", got=got, do="leave out levels")
     samples = open_samples(
         manifest,
         config,
         taxonomy=guide.taxonomy if guide is not None else None,
+        levels=taught.levels(guide.taxonomy) if guide is not None and taught is not None else None,
         progress=progress and fabric.is_global_zero,
     )
     method, spec = _assemble(config, samples, guide)
@@ -95,14 +104,13 @@ def train(
     if not fabric.is_global_zero:
         return {}
     bundle = _bundle(method, fitted, samples, spec, config)
-    network = bundle.network().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    temperature = validation_temperature(network, samples.validation, samples.preprocess, device=fabric.device)
-    bundle = replace(bundle, spec=replace(spec, temperature=round(temperature, 4)))
+    bundle = calibrated(bundle, samples.validation, samples.preprocess, precision=config.back_off, device=fabric.device)
     write_bundle(out / "bundle", bundle)
     best = fitted.history[fitted.best]
     metrics: dict[str, Any] = {
         "val_top1": best["val_top1"],
         "val_top5": best["val_top5"],
+        **{f"val_{level}": best[f"val_{level}"] for level in config.levels if f"val_{level}" in best},
         "best_epoch": fitted.best,
         "temperature": bundle.spec.temperature,
         "train_images": len(samples.train),
@@ -145,10 +153,18 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
     mean, std = _statistics(config)
     classes, name, source = len(samples.taxonomy), config.backbone, None
     if config.pretrained:
-        source = Backbone(name, classes, pretrained=True, options=config.backbone_options)
+        outputs = classes if samples.levels is None else 0
+        source = Backbone(name, outputs, pretrained=True, options=config.backbone_options)
         if ":" in name:  # hf-hub:owner/name or local-dir:path say where from; a bundle says what it is
             name = str(source.model.pretrained_cfg["architecture"])
+    levels = samples.levels
+    hierarchy = None
+    if levels is not None:
+        hierarchy = HierarchySpec(
+            levels.names, dict(levels.attributes), form=config.hierarchy, feed=config.feed, taps=config.taps
+        )
     spec = ModelSpec(
+        hierarchy=hierarchy,
         kind="progressive" if config.method == "pmal" else "plain",
         backbone=name,
         classes=classes,
@@ -166,8 +182,13 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
         )
     if guide is not None:
         spec = replace(spec, mean=guide.spec.mean, std=guide.spec.std, standardise=guide.spec.standardise)
-    network = build_network(spec)
-    backbone = network.backbone if isinstance(network, ProgressiveNetwork) else network
+    options = {
+        "stop_gradient": config.stop_gradient,
+        "teacher_forcing": config.teacher_forcing,
+        "dropout": config.head_dropout,
+    }
+    network = build_network(spec, samples.taxonomy, **(options if levels is not None else {}))
+    backbone = network if isinstance(network, Backbone) else network.backbone
     if source is not None:
         backbone.model.load_state_dict(source.model.state_dict())
     elif config.weights is not None:
@@ -175,23 +196,29 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
     if isinstance(network, ProgressiveNetwork):
         return Progressive(network, config), spec
     if guide is None:
-        return Plain(network, config), spec
+        return Multitask(network, config) if isinstance(network, HierarchicNetwork) else Plain(network, config), spec
     teacher = guide.network()
     assert isinstance(teacher, ProgressiveNetwork)
     if config.student_init == "teacher":
-        network.load_state_dict(teacher.backbone.state_dict())
+        backbone.load_state_dict(teacher.backbone.state_dict())
+        if isinstance(network, HierarchicNetwork) and isinstance(teacher, HierarchicProgressiveNetwork):
+            assert guide.spec.hierarchy is not None
+            if (guide.spec.hierarchy.form, guide.spec.hierarchy.feed) == (config.hierarchy, config.feed):
+                network.head.load_state_dict(teacher.level_heads[0].state_dict())
     return Distil(network, teacher, config), spec
 
 
 def _bundle(method: Method, fitted: Fitted, samples: Samples, spec: ModelSpec, config: TrainConfig) -> Bundle:
     tensors = fitted.state
     preprocess = samples.preprocess
-    if spec.kind == "plain":
+    if spec.kind == "plain" and spec.hierarchy is None:
         tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
         preprocess = replace(preprocess, mean=spec.mean, std=spec.std)
+    told = spec.hierarchy
+    levels = "" if told is None else f"- levels: {', '.join(told.names)} ({told.form})\n"
     card = (
         f"# vmmr bundle: {spec.kind} {spec.backbone}\n\n"
-        f"- classes: {spec.classes}\n- input: {config.size} x {config.size}\n"
+        f"- classes: {spec.classes}\n{levels}- input: {config.size} x {config.size}\n"
         f"- method: {config.method} ({config.mode}), noise {config.noise}, seed {config.seed}\n"
         f"- training images: {len(samples.train)}, validation images: {len(samples.validation)}\n"
         f"- validation top-1 of the kept epoch: {fitted.history[fitted.best]['val_top1']:.4f}\n"

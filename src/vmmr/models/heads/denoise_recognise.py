@@ -32,14 +32,21 @@ def _conv_norm_relu(into: int, out: int, kernel: int, groups: int = 1, stride: i
     ]
 
 
+def _last(classes: int) -> nn.Module:
+    return nn.Linear(512, classes) if classes else nn.Identity()
+
+
 class RecognitionHead(nn.Module):
     """Feature map [B, channels, h, w] of any h, w -> logits [B, classes].
 
     published: 1x1 to 512, 3x3 to 1024, global max, then BN, Linear 512, BN, ELU, Linear.
     lean: 1x1 to 256, depthwise 3x3, 1x1 to 512, global max, then BN, Linear.
     slim: as lean, with 128 channels and every second place of the depthwise convolution.
-    The global maximum is adaptive: at the authors' input sizes it equals their fixed kernels.
+    The global maximum is adaptive: at the authors' input sizes it equals their fixed kernels. Without classes the last
+    linear layer is left out: [B, `RecognitionHead.width`] comes out, for heads of several levels.
     """
+
+    width = 512
 
     def __init__(self, channels: int, classes: int, form: HeadForm = "published") -> None:
         super().__init__()
@@ -50,7 +57,7 @@ class RecognitionHead(nn.Module):
                 nn.Linear(1024, 512),
                 nn.BatchNorm1d(512),
                 nn.ELU(inplace=True),
-                nn.Linear(512, classes),
+                _last(classes),
             )
         elif form in ("lean", "slim"):
             width, stride = (256, 1) if form == "lean" else (128, 2)
@@ -59,7 +66,7 @@ class RecognitionHead(nn.Module):
                 *_conv_norm_relu(width, width, 3, groups=width, stride=stride),
                 *_conv_norm_relu(width, 512, 1),
             )
-            self.classifier = nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, classes))
+            self.classifier = nn.Sequential(nn.BatchNorm1d(512), _last(classes))
         else:
             raise ConfigError("no such form of head", got=repr(form), do="use 'published', 'lean' or 'slim'")
 
