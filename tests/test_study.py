@@ -20,12 +20,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import vmmr.evaluation.study
+import vmmr.evaluation.study_page
 import vmmr.study
 from vmmr.config import TrainConfig
 from vmmr.errors import ConfigError
 from vmmr.study import Study, expand, read_study, run_key, run_study
-from vmmr.workers import Worker
+from vmmr.workers import Worker, start_workers
 
 ROOT = Path(__file__).parents[1]
 TINY = {"backbone": "test_resnet", "size": 32, "crop": 1.0, "epochs": 2, "batch_size": 8, "lr": 5e-3, "trunk_lr": 5e-3}
@@ -161,6 +161,32 @@ def test_a_worker_that_dies_says_why_and_is_replaced(tmp_path: Path) -> None:
     worker.close()
 
 
+@pytest.mark.parametrize(
+    ("devices", "visible", "processes", "expected"),
+    [
+        (0, None, 0, [{}]),
+        (0, None, 2, 2 * [{"OMP_NUM_THREADS": "1"}]),
+        (1, None, 2, [{}, {}]),
+        (2, None, 0, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+        (2, "3,5", 3, [{"CUDA_VISIBLE_DEVICES": number} for number in "353"]),
+    ],
+)
+def test_workers_share_out_the_devices(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    devices: int,
+    visible: str | None,
+    processes: int,
+    expected: list[dict[str, str]],
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with start_workers(tmp_path, processes) as workers:
+        assert [worker.environment for worker in workers] == expected
+
+
 def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
     study = _read(tmp_path, GOOD | {"out": str(tmp_path / "out")})
     with (
@@ -235,7 +261,7 @@ def test_it_goes_on_where_it_was_killed(done: Done, monkeypatch: pytest.MonkeyPa
         return {job["key"]: "not now" for job in jobs}
 
     monkeypatch.setattr(vmmr.study, "do_all", refuse)
-    monkeypatch.setattr(vmmr.evaluation.study, "write_study", lambda *_: None)
+    monkeypatch.setattr(vmmr.evaluation.study_page, "write_study", lambda *_: None)
     (out.parent / "again").mkdir(exist_ok=True)
     run_study(_read(out.parent / "again", _small(tiny_cars, out)), progress=False)
     assert asked == ["broken, seed 0", "broken, seed 1"]

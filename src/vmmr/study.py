@@ -229,7 +229,8 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
     else; 0 for one a device. Returns what study.json says. Raises ConfigError where another study works in the folder.
     """
     from vmmr.evaluation.robustness import condition  # slow to import
-    from vmmr.evaluation.study import analysed, chosen, write_study
+    from vmmr.evaluation.study import analysed, chosen
+    from vmmr.evaluation.study_page import write_study
 
     settings = expand(study)
     for name in study.conditions:

@@ -35,7 +35,7 @@ class Worker:
     """A process that does one job after another, in an environment of its own."""
 
     def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
-        self._log, self._environment = log, dict(environment)
+        self._log, self.environment = log, dict(environment)
         self._process: subprocess.Popen[str] | None = None
 
     def do(self, job: Job) -> str | None:
@@ -45,7 +45,7 @@ class Worker:
             with self._log.open("w") as log:
                 pipe = subprocess.PIPE
                 self._process = subprocess.Popen(
-                    command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=os.environ | self._environment
+                    command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=os.environ | self.environment
                 )
         process = self._process
         assert process.stdin is not None

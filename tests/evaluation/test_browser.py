@@ -19,7 +19,8 @@ import pytest
 
 from vmmr.evaluation.compare import write_comparison
 from vmmr.evaluation.examples import Example, Reply
-from vmmr.evaluation.study import analysed, write_study
+from vmmr.evaluation.study import analysed
+from vmmr.evaluation.study_page import write_study
 
 WIDTHS = {"phone": 360, "desktop": 1280, "print": 688}  # A4 less margins of 14 mm
 MEASURE = """

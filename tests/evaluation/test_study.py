@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, rankdata, t
 
-from vmmr.evaluation.study import analysed, chosen, imbalance, measured, read_course, study_table, write_study
+from vmmr.evaluation.study import analysed, chosen, imbalance, measured, read_course
+from vmmr.evaluation.study_page import study_table, write_study
 
 
 def _mean(values: list[float]) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from vmmr.evaluation.conditions import condition_title, parse_condition
 from vmmr.noise import HELD_OUT_OPS, OPS
@@ -377,11 +377,13 @@ def course_figure(
             axes.axhline(0, color=_MUTED, linewidth=1)
         else:
             axes.set_yscale("log")
+            powers = [10.0**k for k in range(math.floor(math.log10(within[0])), math.ceil(math.log10(within[1])) + 1)]
+            steps_of = (1,) if within[1] > 100 * within[0] else (1, 3) if within[1] > 6 * within[0] else (1, 2, 5)
+            axes.set_yticks([step * power for power in powers for step in steps_of])
             axes.set_ylim(within[0] / 1.2, within[1] * 1.2)
-            decades = math.log10(within[1] / within[0])
-            axes.yaxis.set_major_locator(LogLocator(10, (1.0, 3.0) if decades < 2.5 else (1.0,), numticks=5))
             axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
             axes.minorticks_off()
+        axes.set_xlim(0, 1.02 * max(steps))
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         return _svg(figure, title)
 
