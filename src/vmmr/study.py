@@ -238,7 +238,7 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
     if processes < 0:
         raise ConfigError("processes are 0 or more", got=processes)
     with _alone(study.out):
-        images, who = _images(study)
+        images, who = _images(study, progress)
         runs = {
             run_key(config, who): (f"{setting.name}, seed {seed}", config)
             for seed in study.seeds  # outermost: whatever is there after an hour has all settings
@@ -296,7 +296,7 @@ def _described(setting: Setting, study: Study, images: str) -> dict[str, Any]:
     }
 
 
-def _images(study: Study) -> tuple[Path, str]:
+def _images(study: Study, progress: bool) -> tuple[Path, str]:
     """The table of images that all runs see, validation carved once for all rows and seeds; and a hash of what it
     says, wherever the images lie."""
     from vmmr.data.check import duplicate_groups  # slow to import
@@ -309,7 +309,8 @@ def _images(study: Study) -> tuple[Path, str]:
     if study.test and not (manifest.splits == "test").any():
         raise ConfigError("there are no test images", got=str(study.data), do="leave out test")
     if not table.exists():
-        groups = duplicate_groups([Path(p) for p in manifest.path_list()], near=shared.near_duplicates, progress=False)
+        paths = [Path(p) for p in manifest.path_list()]
+        groups = duplicate_groups(paths, near=shared.near_duplicates, progress=progress)
         manifest = drop_test_duplicates(manifest, groups)
         if not (manifest.splits == "val").any():
             manifest = carve_validation(manifest, shared.val_fraction, groups=groups)
