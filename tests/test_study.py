@@ -25,7 +25,7 @@ import vmmr.study
 from vmmr.config import TrainConfig
 from vmmr.errors import ConfigError
 from vmmr.study import Study, expand, read_study, run_key, run_study
-from vmmr.workers import Worker, start_workers
+from vmmr.workers import Worker, do_all, start_workers
 
 ROOT = Path(__file__).parents[1]
 TINY = {"backbone": "test_resnet", "size": 32, "crop": 1.0, "epochs": 2, "batch_size": 8, "lr": 5e-3, "trunk_lr": 5e-3}
@@ -159,6 +159,18 @@ def test_a_worker_that_dies_says_why_and_is_replaced(tmp_path: Path) -> None:
         assert "status 1: TypeError" in error
         assert "nosuch" in error
     worker.close()
+
+
+def test_several_workers_do_every_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [{"name": f"job {k}", "key": f"key {k}", "folder": ".", "settings": {f"nosuch_{k}": 1}} for k in range(3)]
+    jobs.append({"name": "sane", "key": "sane", "folder": ".", "settings": {"size": 0}})  # a mistake, and no crash
+    with start_workers(tmp_path, 2) as workers:
+        errors = do_all(workers, jobs, "train", True)
+    assert set(errors) == {"key 0", "key 1", "key 2", "sane"}
+    assert all(f"nosuch_{k}" in errors[f"key {k}"] for k in range(3))
+    assert errors["sane"].startswith("size must be at least 1; got size=0")
+    said = capsys.readouterr().err
+    assert all(f"{count}/4" in said for count in (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize(

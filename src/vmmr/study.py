@@ -239,12 +239,12 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
         raise ConfigError("processes are 0 or more", got=processes)
     with _alone(study.out):
         images, who = _images(study, progress)
-        runs = {
-            run_key(config, who): (f"{setting.name}, seed {seed}", config)
-            for seed in study.seeds  # outermost: whatever is there after an hour has all settings
-            for setting in settings
-            for config in (_seeded(candidate, seed) for candidate in setting.candidates)
-        }
+        runs: dict[str, tuple[str, TrainConfig]] = {}
+        for seed, setting in product(study.seeds, settings):  # seeds outermost: what is there after an hour has all
+            for number, candidate in enumerate(setting.candidates, 1):
+                config = _seeded(candidate, seed)
+                which = f" ({number} of {len(setting.candidates)})" if len(setting.candidates) > 1 else ""
+                runs.setdefault(run_key(config, who), (f"{setting.name}{which}, seed {seed}", config))
         document: dict[str, Any] = {
             "format": "vmmr-study",
             "version": 1,
