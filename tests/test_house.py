@@ -29,7 +29,7 @@ TRAINING_PAGE = ROOT / "docs" / "training.md"
 ROOMS = ("data", "noise", "models", "objectives", "balancing", "training", "evaluation", "export")
 # What every room may import, and what no room may: the face stands on all of them.
 FLOOR = {"answer", "config", "errors", "levels", "taxonomy", "torchvision_ops"}
-FACE = {"__init__", "cli", "demo", "recipes", "recognizer"}
+FACE = {"__init__", "cli", "demo", "recipes", "recognizer", "study", "workers"}
 # Imports against the order, each with its reason.
 AGAINST_THE_ORDER = {
     ("training.loop", "evaluation.classify"),  # the validation score that selects

@@ -1,4 +1,4 @@
-"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `predict`, `data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -34,7 +34,8 @@ _PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status: 0, 1 (predict: some image could not be read), 2 (a mistake)."""
+    """Run one verb; returns its exit status: 0, 1 (predict: some image could not be read; study: some run failed), 2 (a
+    mistake)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser(words).parse_args(words)
@@ -96,6 +97,17 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     )
     compare.add_argument("--markdown", default=None, type=str, metavar="FILE", help="text whose table to renew")
     verbs.add_subcommand("compare", compare, help="results over one another, as a page")
+
+    study = ArgumentParser(
+        description="Train a grid of settings from one file, and analyse it; goes on where it stopped."
+    )
+    study.add_argument("study", type=str, help="YAML file, see docs/study.md")
+    study.add_argument("--data", default=None, type=str, help="manifest file or folder, instead of the file's")
+    study.add_argument("--out", default=None, type=str, metavar="DIR", help="folder for runs and pages, likewise")
+    study.add_argument("--weights", default=None, type=str, help="backbone's starting weights, likewise")
+    study.add_argument("--processes", default=0, type=int, help="runs at a time; 0: one a device")
+    study.add_argument("--test", action="store_true", help="show test images what validation selected")
+    verbs.add_subcommand("study", study, help="train and analyse a grid of settings")
 
     predict = ArgumentParser(description="Name the vehicles in pictures.")
     predict.add_argument("bundle", type=str, help="bundle folder")
@@ -301,6 +313,17 @@ def _compare(args: Namespace) -> int:
     return 0
 
 
+def _study(args: Namespace) -> int:
+    from vmmr.study import read_study, run_study
+
+    given = {"data": args.data, "out": args.out, "weights": args.weights, "test": args.test or None}
+    study = read_study(Path(args.study), **given)
+    document = run_study(study, processes=args.processes)
+    print((study.out / "study.md").read_text(encoding="utf-8"))
+    print(study.out / "study.html")
+    return 1 if any(run["error"] is not None for run in document["runs"].values()) else 0
+
+
 def _predict(args: Namespace) -> int:
     from vmmr.answer import Answer
     from vmmr.recognizer import load
@@ -385,5 +408,6 @@ _VERBS = {
     "distil": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "study": _study,
     "train": _train,
 }

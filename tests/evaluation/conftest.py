@@ -174,3 +174,56 @@ def document() -> Callable[..., dict[str, Any]]:
 def parse() -> Callable[[str], Page]:
     """A page from its text."""
     return Page
+
+
+@pytest.fixture(scope="session")
+def study_document() -> dict[str, Any]:
+    """A made-up study: two single tasks and two forms under three ways to weigh, one of them tuned, two seeds, one run
+    that failed; not yet analysed."""
+    random = np.random.default_rng(0)
+    settings: list[dict[str, Any]] = []
+    runs: dict[str, dict[str, Any]] = {}
+
+    def run(levels: list[str], seed: int) -> str:
+        def measures() -> dict[str, dict[str, float]]:
+            names = [*levels, "marginal", "answered", "severity", *(["joint", "consistency"] if levels[1:] else [])]
+            return {name: {"value": int(random.integers(40, 90)) / 100, "images": 100} for name in names}
+
+        steps = [10, 20, 30, 40]
+        lengths = {level: random.uniform(0.1, 3, 4).tolist() for level in levels}
+        course = {
+            "steps": steps,
+            "norms": lengths,
+            "cosines": {"make~class": random.uniform(-1, 1, 4).tolist()},
+            "weights": {},
+        }
+        key = f"{len(runs):016x}"
+        judged = {split: {"clean": measures(), "fog@3": measures()} for split in ("val", "test")}
+        seconds = float(random.uniform(50, 90))
+        runs[key] = {"seed": seed, "error": None, "seconds": seconds, "best_epoch": 1, **judged}
+        runs[key]["course"] = course if levels[1:] else {}
+        return key
+
+    both = ["make", "class"]
+    rows = {"make alone": ["make"], "class alone": ["class"], "parallel": both, "a cascade with a very long name": both}
+    for row, levels in rows.items():
+        for choice in ["uniform", "tuned fixed", "AvgNorm"] if levels[1:] else [""]:
+            weights = [{}, {"make": 0.3}, {"make": 3.0}] if choice == "tuned fixed" else [{}]
+            candidates = [
+                {"settings": {"levels": levels, "level_weights": w}, "runs": [run(levels, seed) for seed in (0, 1)]}
+                for w in weights
+            ]
+            choices = {"weights": choice} if choice else {}
+            name = ", ".join(filter(None, [row, choice]))
+            settings.append({"name": name, "row": row, "choices": choices, "shared": {}, "levels": levels})
+            settings[-1]["candidates"] = candidates
+    failed = settings[-1]["candidates"][0]["runs"][1]
+    runs[failed] = {"seed": 1, "error": "the loss is no longer finite at step 3; got {'make': nan}; lower lr"}
+    head = {"format": "vmmr-study", "version": 1, "vmmr": "0.1.0", "title": "one network or two", "images": "0" * 16}
+    return head | {
+        "seeds": [0, 1],
+        "conditions": ["clean", "fog@3"],
+        "settings": settings,
+        "runs": runs,
+        "split": "test",
+    }

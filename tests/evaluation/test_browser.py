@@ -19,6 +19,8 @@ import pytest
 
 from vmmr.evaluation.compare import write_comparison
 from vmmr.evaluation.examples import Example, Reply
+from vmmr.evaluation.study import analysed
+from vmmr.evaluation.study_page import write_study
 
 WIDTHS = {"phone": 360, "desktop": 1280, "print": 688}  # A4 less margins of 14 mm
 MEASURE = """
@@ -30,7 +32,7 @@ onload = () => {
     const wide = [], empty = [], hidden = [], body = view.getComputedStyle(page.body);
     for (const element of page.body.querySelectorAll("*")) {
       const style = view.getComputedStyle(element), box = element.getBoundingClientRect();
-      const drawn = element.closest("svg"), scrolled = element.closest(".scroll, .wide, svg");
+      const drawn = element.closest("svg"), scrolled = element.closest(".scroll, .wide") ?? drawn;
       const told = element.outerHTML.slice(0, 80);
       const seen = style.display !== "none" && style.visibility === "visible" && style.opacity > 0.3;
       if ((!scrolled || scrolled === element) && (box.right > width + 1 || box.left < -1)) wide.push(told);
@@ -131,6 +133,20 @@ def test_it_stands_at_every_width_and_in_print(page: Path, measure: Callable[[Pa
         assert luminance(dark[name]["paper"]) < 0.02
     assert dark["print"]["paper"] == light["print"]["paper"] == "rgb(255, 255, 255)"  # paper is white at night as well
     assert light["print"]["cut"] == light["desktop"]["cut"] == 0  # no column is out of sight
+
+
+def test_a_study_stands_as_well(
+    tmp_path: Path, study_document: dict[str, Any], measure: Callable[[Path, str], dict[str, Any]]
+) -> None:
+    write_study(tmp_path, analysed(study_document))
+    for found in (frames := measure(tmp_path / "study.html", "dark")).values():
+        assert found["wide"] == []
+        assert not found["scrolls"]
+        assert found["empty"] == []
+        assert found["figures"] == 1 + 2 * 6 + 1  # every setting; lengths and cosines of six; imbalance
+        assert contrast(found["paper"], found["ink"]) > 12
+    assert frames["desktop"]["hidden"] == frames["print"]["hidden"] == []
+    assert frames["desktop"]["cut"] == frames["print"]["cut"] == 0
 
 
 @pytest.mark.parametrize("scheme", [":root {", "prefers-color-scheme: dark"])
