@@ -92,8 +92,7 @@ RIVALS: dict[str, tuple[Stage, ...]] = {
     "SAM + noise": (("sam", 1, {"noise": "strong"}),),
     "AugMix": (("augmix", 1, {}),),
     "plain + varied": (("plain_noise", 1, {"noise": "varied"}),),
-    "plain + noise, image statistics": (("plain_noise", 1, {"statistics": "image"}),),
-    "plain + varied, image statistics": (("plain_noise", 1, {"noise": "varied", "statistics": "image"}),),
+    "robust": (("robust", 1, {}),),
     "AugMix + noise": (("augmix", 1, {"noise": "varied"}),),
 }
 LEVERS: dict[str, tuple[Stage, ...]] = {

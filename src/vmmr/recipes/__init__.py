@@ -13,6 +13,7 @@ from vmmr.recipes.pmal_fast import pmal_fast
 from vmmr.recipes.pmal_published import pmal_published
 from vmmr.recipes.pmd_fast import pmd_fast
 from vmmr.recipes.pmd_published import pmd_published
+from vmmr.recipes.robust import robust
 from vmmr.recipes.sam import sam
 
 __all__ = ["RECIPES", "recipe"]
@@ -25,6 +26,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "pmal_published": pmal_published,
     "pmd_fast": pmd_fast,
     "pmd_published": pmd_published,
+    "robust": robust,
     "sam": sam,
 }
 
