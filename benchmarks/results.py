@@ -1,7 +1,8 @@
 """Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
 
-A record is what a run wrote: results.json of real_cars.py and fast_and_published.py, the --json of training_step.py
-and evaluate.py, demo.json of `vmmr demo`. --check writes nothing and fails where the page and the records disagree.
+A record is what a run wrote: results.json of real_cars.py, recipes.py and fast_and_published.py, the --json of
+training_step.py and evaluate.py, demo.json of `vmmr demo`. --check writes nothing and fails where the page and the
+records disagree.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import evaluate
 import fast_and_published
 import real_cars
+import recipes
 import training_step
 from vmmr.evaluation.card import replace_part
 from vmmr.evaluation.conditions import condition_title
@@ -55,6 +57,8 @@ def tables() -> dict[str, str]:
         "real cars": real_cars.table(_read("real_cars.json")["records"]),
         "fast and published": fast_and_published.table(_read("fast_and_published.json")),
         "whole benchmark": evaluate.table(_read("evaluate.json")),
+        "recipes on test images": recipes.table(_read("recipes_rendered.json")["records"], "test"),
+        "recipes on validation images": recipes.table(_read("recipes_rendered.json")["records"], "val"),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
     for backbone in ("resnet50", "mobilenetv2_100"):
