@@ -59,6 +59,7 @@ def tables() -> dict[str, str]:
         "whole benchmark": evaluate.table(_read("evaluate.json")),
         "recipes on test images": recipes.table(_read("recipes_rendered.json")["records"], "test"),
         "recipes on validation images": recipes.table(_read("recipes_rendered.json")["records"], "val"),
+        "recipes on real cars": recipes.table(_read("recipes_real.json")["records"], "test"),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
     for backbone in ("resnet50", "mobilenetv2_100"):
