@@ -21,6 +21,7 @@ from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.data.rendered import World, write_dataset
 from vmmr.evaluation.evaluate import evaluate
+from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import read_bundle
 from vmmr.recipes import recipe
 from vmmr.training.run import train
@@ -63,10 +64,7 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = [f"| row | {' | '.join(WANTED)} | seconds |", "|---|" + "---|" * (len(WANTED) + 1)]
     for row in ROWS:
         found = [r for r in records if r["row"] == row]
-        cells = []
-        for name in WANTED:
-            values = 100 * np.array([r[name] for r in found])
-            cells.append(f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}")
+        cells = [with_spread([100 * r[name] for r in found]) for name in WANTED]
         lines.append(f"| {row} | {' | '.join(cells)} | {np.median([r['seconds'] for r in found]):.0f} |")
     return "\n".join(lines)
 

@@ -23,6 +23,7 @@ import numpy as np
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.evaluation.evaluate import evaluate
+from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import read_bundle
 from vmmr.noise import HELD_OUT_OPS, OPS, TRAIN_OPS
 from vmmr.noise.benchmark import VALIDATION
@@ -105,8 +106,7 @@ def table(records: list[dict[str, Any]]) -> str:
         for name in GAUSSIAN:
             top1 = 100 * np.array([r["conditions"][name]["top1"] for r in found])
             top5 = 100 * np.array([r["conditions"][name]["top5"] for r in found])
-            spread = f" ± {top1.std(ddof=1):.1f}" if len(found) > 1 else ""
-            cells.append(f"{top1.mean():.1f}{spread} / {top5.mean():.1f}")
+            cells.append(f"{with_spread(top1)} / {top5.mean():.1f}")
         for ops in FAMILIES.values():
             top1 = [100 * np.mean([r["conditions"][f"{op}@{SEVERITY}"]["top1"] for op in ops]) for r in found]
             cells.append(f"{np.mean(top1):.1f}")

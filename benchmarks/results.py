@@ -21,6 +21,7 @@ import recipes
 import training_step
 from vmmr.evaluation.card import replace_part
 from vmmr.evaluation.conditions import condition_title
+from vmmr.evaluation.seeds import with_spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RECORDS = PAGE.with_suffix("")
@@ -35,11 +36,7 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
     models = list(runs[0]["models"])
 
     def cells(values: list[list[float]]) -> str:
-        shown = []
-        for column in 100 * np.array(values).T:
-            spread = f" ± {column.std(ddof=1):.1f}" if len(column) > 1 else ""
-            shown.append(f"{column.mean():.1f}{spread}")
-        return " | ".join(shown)
+        return " | ".join(map(with_spread, 100 * np.array(values).T))
 
     lines = ["| condition | " + " | ".join(runs[0]["models"][m]["title"] for m in models) + " |"]
     lines.append("|---|" + "---|" * len(models))

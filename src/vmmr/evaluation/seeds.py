@@ -7,12 +7,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
-__all__ = ["mean_interval", "over_trainings"]
+__all__ = ["mean_interval", "over_trainings", "student_half_width", "with_spread"]
 
 _MEASURES = ("top1", "top5", "macro", "make", "nll", "ece", "ece_calibrated")
 _BINS = ("bins", "bins_calibrated", "bins_corrupted")
+
+
+def with_spread(values: Sequence[float] | NDArray[np.floating]) -> str:
+    """The mean of these numbers and, where there are several, their standard deviation, as a table has them.
+
+    >>> with_spread([80.0, 82.0]), with_spread([80.0])
+    ('81.0 ± 1.4', '80.0')
+    """
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
+
+
+def student_half_width(values: Sequence[float], *, level: float = 0.95) -> float:
+    """Half of Student's interval for the mean of at least two numbers: t s / sqrt(n).
+
+    >>> round(student_half_width([0.0, 2.0]), 3)
+    12.706
+    """
+    count = len(values)
+    return float(student.ppf((1 + level) / 2, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
 
 
 def mean_interval(values: Sequence[float], intervals: Sequence[Sequence[float]], *, level: float = 0.95) -> list[float]:
@@ -28,8 +49,7 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Sequence[float]],
     low, high = np.mean(intervals, axis=0).tolist()
     if len(values) == 1:
         return [low, high]
-    mean, count = float(np.mean(values)), len(values)
-    trainings = float(student.ppf((1 + level) / 2, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    mean, trainings = float(np.mean(values)), student_half_width(values, level=level)
     # A share stays one; the part of the accuracy that noise costs may be below 0.
     least = mean - math.hypot(trainings, mean - low)
     return [max(0.0, least) if mean >= 0 else least, min(1.0, mean + math.hypot(trainings, high - mean))]

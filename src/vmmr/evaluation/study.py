@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, spearmanr
-from scipy.stats import t as student
 
 from vmmr.evaluation.hierarchy import delta_m
-from vmmr.evaluation.seeds import mean_interval
+from vmmr.evaluation.seeds import mean_interval, student_half_width
 from vmmr.levels import NUMBERS
 from vmmr.taxonomy import TREE
 
@@ -134,7 +133,7 @@ def _over(values: Sequence[float], images: Sequence[int] | None = None) -> dict[
         ]
         interval = mean_interval(values, [[found.low, found.high] for found in inside])
     elif spread is not None:
-        half = float(student.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+        half = student_half_width(values)
         interval = [mean - half, mean + half]
     return {"mean": mean, "spread": spread, "interval": interval, "trainings": count}
 
