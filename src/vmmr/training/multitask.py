@@ -18,6 +18,7 @@ from vmmr.noise import TRAINING_NOISE
 from vmmr.objectives import jensen_shannon, level_losses, marginal_nll
 from vmmr.training.balance import shared_weights
 from vmmr.training.method import Batch, Step
+from vmmr.training.plain import noisy_views
 
 __all__ = ["Multitask", "hierarchy_losses", "labels_by_level"]
 
@@ -70,12 +71,7 @@ class Multitask:
         return network.answer(image)
 
     def _prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        image = batch["image"]
-        noisy = self._noise(image, generator=generator)["noisy"]
-        if not self._config.consistency:
-            return {**batch, "image": noisy}
-        again = self._noise(image, generator=generator)["noisy"]
-        return {**batch, "image": torch.cat([image, noisy, again])}
+        return noisy_views(batch, self._noise, generator, consistent=bool(self._config.consistency))
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         network, config = self.network, self._config

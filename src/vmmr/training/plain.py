@@ -7,12 +7,23 @@ from torch import Tensor, nn
 
 from vmmr.config import TrainConfig
 from vmmr.models import Backbone
-from vmmr.noise import TRAINING_NOISE
+from vmmr.noise import TRAINING_NOISE, TrainingNoise
 from vmmr.objectives import jensen_shannon, smoothed_kl
 from vmmr.training.balance import shared_weights
 from vmmr.training.method import Batch, Step
 
-__all__ = ["Plain"]
+__all__ = ["Plain", "noisy_views"]
+
+
+def noisy_views(batch: Batch, noise: TrainingNoise, generator: torch.Generator, *, consistent: bool) -> Batch:
+    """The batch with its images [B, 3, H, W] made noisy; with `consistent` [3 B, ...]: the clean images, then two noisy
+    views of each."""
+    image = batch["image"]
+    noisy = noise(image, generator=generator)["noisy"]
+    if not consistent:
+        return {**batch, "image": noisy}
+    again = noise(image, generator=generator)["noisy"]
+    return {**batch, "image": torch.cat([image, noisy, again])}
 
 
 class Plain:
@@ -46,12 +57,7 @@ class Plain:
         return logits
 
     def _prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        image = batch["image"]
-        noisy = self._noise(image, generator=generator)["noisy"]
-        if not self._config.consistency:
-            return {**batch, "image": noisy}
-        again = self._noise(image, generator=generator)["noisy"]
-        return {**batch, "image": torch.cat([image, noisy, again])}
+        return noisy_views(batch, self._noise, generator, consistent=bool(self._config.consistency))
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.network(batch["image"])["logits_0"]
