@@ -7,6 +7,7 @@ the one backward pass that follows.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ def observe(
     return Observation(here, index, values, rows if leaves else None, gram)
 
 
-class Weighting(nn.Module):
+class Weighting(nn.Module, ABC):
     """A rule: named losses -> named weights; the caller descends the sum of weight x loss, plus `penalty`.
 
     names: every loss that can occur; a batch may have any of them. What a rule remembers it keeps in buffers, so that
@@ -152,9 +153,9 @@ class Weighting(nn.Module):
         """Whether the next batch's gradients at the shared tensors are looked at."""
         return False
 
+    @abstractmethod
     def weigh(self, seen: Observation) -> Tensor:
         """The weights [T] of the losses seen; what the rule remembers moves on by one batch."""
-        raise NotImplementedError
 
     def penalty(self, seen: Observation) -> Tensor | None:
         """The rule's own scalar to be descended, or None."""

@@ -389,5 +389,5 @@ def fit(
             run.renew_statistics()
             scores = run.validate()
             run.history.append({"epoch": run.epoch, "step": run.step, **scores})
-            run.best = len(run.history) - 1
+            log.scores(run.step, run.epoch, scores)
     return Fitted(state=run.best_state, history=run.history, best=run.best, seconds=run.seconds)
