@@ -28,6 +28,7 @@ from vmmr.data.manifest import Manifest
 from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import carve_validation, drop_test_duplicates
 from vmmr.evaluation.evaluate import evaluate
+from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import read_bundle
 from vmmr.models import Backbone, ProgressiveNetwork
 from vmmr.noise import HELD_OUT_OPS, TRAIN_OPS
@@ -83,7 +84,7 @@ def _pair(teacher: dict[str, Any], student: dict[str, Any], share: float = 0.8) 
 
 
 def _both(share: float = 0.8, **changes: Any) -> tuple[Stage, ...]:
-    return _pair(changes, {k: v for k, v in changes.items() if k != "restore_every"}, share)
+    return _pair(changes, changes, share)
 
 
 RIVALS: dict[str, tuple[Stage, ...]] = {
@@ -103,10 +104,10 @@ LEVERS: dict[str, tuple[Stage, ...]] = {
     f"{OURS}, varied noise, image statistics": _both(noise="varied", statistics="image"),
     f"{OURS}, lean heads": _both(heads="lean"),
     f"{OURS}, published heads": _both(heads="published"),
-    f"{OURS}, restored at every step": _both(restore_every=1),
-    f"{OURS}, no restored pass": _both(restored_weight=0.0),
-    f"{OURS}, alpha 0.1": _both(alpha=0.1),
-    f"{OURS}, alpha 10": _both(alpha=10.0),
+    f"{OURS}, restored at every step": _pair({"restore_every": 1}, {}),
+    f"{OURS}, no restored pass": _pair({"restored_weight": 0.0}, {}),
+    f"{OURS}, alpha 0.1": _pair({"alpha": 0.1}, {}),
+    f"{OURS}, alpha 10": _pair({"alpha": 10.0}, {}),
     f"{OURS}, student without noise": _pair({}, {"noise": "none"}),
     f"{OURS}, fresh student": _pair({}, {"student_init": "fresh"}, 0.5),
     f"{OURS}, no feature term": _pair({}, {"feature_weight": 0.0}),
@@ -114,7 +115,7 @@ LEVERS: dict[str, tuple[Stage, ...]] = {
     f"{OURS}, EMA": _both(ema=0.99),
     f"{OURS}, precise-BN, clean": _both(precise_norm="clean"),
     f"{OURS}, precise-BN, noisy": _both(precise_norm="noisy"),
-    f"{OURS}, statistics of whole passes": _both(norm_updates="whole"),
+    f"{OURS}, statistics of whole passes": _pair({"norm_updates": "whole"}, {}),
 }
 ROWS = {**RIVALS, **LEVERS}
 SEVERITY = 3
@@ -216,9 +217,7 @@ def means(judged: dict[str, Any]) -> dict[str, float]:
     for family, ops in FAMILIES.items():
         found[family] = float(np.mean([top1[f"{op}@{SEVERITY}"] for op in ops]))
     found["mean corruption"] = float(np.mean([value for name, value in top1.items() if "@" in name]))
-    gaussian = [top1[name] for name in GAUSSIAN if name in top1]
-    if gaussian:
-        found["Gaussian"] = float(np.mean(gaussian))
+    found["Gaussian"] = float(np.mean([top1[name] for name in GAUSSIAN]))
     corrupted = [scores["ece_calibrated"] for name, scores in judged["conditions"].items() if "@" in name]
     found["ECE"] = 100 * float(np.mean(corrupted))
     return found
@@ -233,11 +232,7 @@ def table(records: list[dict[str, Any]], split: str) -> str:
         found = [record for record in records if record["row"] == row]
         if not found:
             continue
-        cells = []
-        for column in columns:
-            values = np.array([means(record[split])[column] for record in found])
-            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{spread}")
+        cells = [with_spread([means(record[split])[column] for record in found]) for column in columns]
         epochs = " + ".join(str(e) for e in found[0]["epochs"])
         lines.append(f"| {row} | {epochs} | {' | '.join(cells)} | {len(found)} |")
     return "\n".join(lines)

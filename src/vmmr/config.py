@@ -198,6 +198,8 @@ class TrainConfig:
             refuse("published PMAL has one noise model", "use noise='published' or mode='fast'", "mode", "noise")
         if self.mode == "published" and self.method == "pmd" and (self.noise != "none" or self.student_init != "fresh"):
             refuse("published PMD starts fresh and sees no noise", "use mode='fast'", "mode", "noise", "student_init")
+        if (self.restore_every, self.restored_weight) != (1, 1.0) and (self.method, self.mode) != ("pmal", "fast"):
+            refuse("these are of fast PMAL", "leave them", "restore_every", "restored_weight", "method", "mode")
         if self.consistency and (self.method != "plain" or self.noise == "none"):
             refuse(
                 "consistency compares noisy answers of plain training", "set noise", "consistency", "method", "noise"

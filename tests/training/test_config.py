@@ -33,6 +33,11 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "pmd", "mode": "published", "noise": "strong", "student_init": "fresh"}, ("mode", "noise")),
     ({"method": "pmd", "mode": "published", "noise": "none", "student_init": "teacher"}, ("mode", "student_init")),
     ({"sam_every": 2}, ("sam_every", "sam_rho")),
+    ({"restore_every": 4}, ("restore_every", "method")),
+    (
+        {"method": "pmal", "mode": "published", "noise": "published", "restored_weight": 0.0},
+        ("restored_weight", "mode"),
+    ),
     ({"consistency": 12.0}, ("consistency", "noise")),
     ({"consistency": 12.0, "method": "pmal", "noise": "augmix"}, ("consistency", "method")),
 ]
