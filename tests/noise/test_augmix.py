@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from vmmr.noise import AugMixNoise, StrongNoise, VariedNoise
+from vmmr.noise import StrongNoise, augmixed, varied
 from vmmr.noise.augmix import AUGMIX_OPS, augmix
 
 SIZE = (40, 30)  # width, height
@@ -121,9 +121,9 @@ def test_a_chain_has_one_to_three_operations(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_varied_noise_is_strong_noise_on_what_augmix_made() -> None:
     x = 2 * torch.rand(6, 3, 24, 24, generator=_generator(1)) - 1
-    out = VariedNoise()(x, generator=_generator(2))
+    out = varied(x, generator=_generator(2))
     same = _generator(2)
-    scene = AugMixNoise()(x, generator=same)
+    scene = augmixed(x, generator=same)
     assert torch.equal(scene["target"], x)
     camera = StrongNoise()(scene["noisy"], generator=same)
     assert torch.equal(out["target"], scene["noisy"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from vmmr.noise.corruption import Op
 from vmmr.noise.ops import HELD_OUT_OPS, OPS, TRAIN_OPS
 from vmmr.noise.training import (
-    AugMixNoise,
     GaussianNoise,
     PublishedNoise,
     StrongNoise,
     TrainingNoise,
-    VariedNoise,
+    augmixed,
     clean,
     published,
+    varied,
 )
 
 __all__ = [
@@ -20,22 +20,22 @@ __all__ = [
     "OPS",
     "TRAINING_NOISE",
     "TRAIN_OPS",
-    "AugMixNoise",
     "GaussianNoise",
     "Op",
     "PublishedNoise",
     "StrongNoise",
     "TrainingNoise",
-    "VariedNoise",
+    "augmixed",
     "clean",
     "published",
+    "varied",
 ]
 
 TRAINING_NOISE: dict[str, TrainingNoise] = {
-    "augmix": AugMixNoise(),
+    "augmix": augmixed,
     "gaussian": GaussianNoise(),
     "none": clean,
     "published": published,
     "strong": StrongNoise(),
-    "varied": VariedNoise(),
+    "varied": varied,
 }

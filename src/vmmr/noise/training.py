@@ -22,15 +22,15 @@ from vmmr.noise.corruption import MAX_SEVERITY
 from vmmr.noise.ops import OPS, TRAIN_OPS
 
 __all__ = [
-    "AugMixNoise",
     "GaussianNoise",
     "PublishedNoise",
     "StrongNoise",
     "TrainingNoise",
-    "VariedNoise",
+    "augmixed",
     "clean",
     "gaussian_blur",
     "published",
+    "varied",
 ]
 
 
@@ -247,44 +247,26 @@ class StrongNoise:
         return {"target": x, "noisy": torch.where(_each(chosen), 2 * noisy - 1, x), "severity": severity}
 
 
-@dataclass(frozen=True)
-class AugMixNoise:
+def augmixed(x: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """AugMix on every image (`vmmr.noise.augmix`), at the authors' settings; the target is x.
 
     >>> x = torch.zeros(2, 3, 16, 16)
-    >>> torch.equal(AugMixNoise()(x)["target"], x)
+    >>> augmixed(x)["target"] is x
     True
     """
-
-    severity: float = 3.0
-    width: int = 3
-    depth: int = 3
-
-    def __post_init__(self) -> None:
-        _check_sizes(severity=self.severity, width=self.width, depth=self.depth)
-
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Mix a batch with its chains."""
-        unit = ((x + 1) / 2).clamp(0, 1)
-        mixed = augmix(unit, severity=self.severity, width=self.width, depth=self.depth, generator=generator)
-        return {"target": x, "noisy": 2 * mixed - 1}
+    return {"target": x, "noisy": 2 * augmix(((x + 1) / 2).clamp(0, 1), generator=generator) - 1}
 
 
-@dataclass(frozen=True)
-class VariedNoise:
-    """`AugMixNoise`, then `StrongNoise`: what a scene may look like, and then what a camera makes of it.
+_STRONG = StrongNoise()
+
+
+def varied(x: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """`augmixed`, then `StrongNoise`: what a scene may look like, and then what a camera makes of it.
 
     AugMix changes light, colour and place; no decoder could undo it, so the image after AugMix is the target. Answers
     target, noisy and the severity of `StrongNoise`.
 
-    >>> out = VariedNoise()(torch.zeros(4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    >>> sorted(out)
+    >>> sorted(varied(torch.zeros(4, 3, 32, 32), generator=torch.Generator().manual_seed(0)))
     ['noisy', 'severity', 'target']
     """
-
-    scene: AugMixNoise = AugMixNoise()
-    camera: StrongNoise = StrongNoise()
-
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw scenes and noise for a batch."""
-        return self.camera(self.scene(x, generator=generator)["noisy"], generator=generator)
+    return _STRONG(augmixed(x, generator=generator)["noisy"], generator=generator)
