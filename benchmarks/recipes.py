@@ -9,6 +9,9 @@ plain training cost, in multiply-accumulates that are counted. Every row is judg
 levers are chosen, and with --test on the test images, under every corruption of the benchmark at severity 3. Finished
 runs are not run again. Prints Markdown tables and writes results.json. On a CPU two processes of one thread each, with
 half of the rows each, finish sooner than one of two threads; a last call without --rows puts their rows together.
+
+--labels 0.25 learns from a quarter of every class's training images, in a folder of its own. The published row is the
+one that has more compute than the others, eight times theirs: with theirs it would see each image twice.
 """
 
 from __future__ import annotations
@@ -117,7 +120,19 @@ LEVERS: dict[str, tuple[Stage, ...]] = {
     f"{OURS}, precise-BN, noisy": _both(precise_norm="noisy"),
     f"{OURS}, statistics of whole passes": _pair({"norm_updates": "whole"}, {}),
 }
-ROWS = {**RIVALS, **LEVERS}
+_PUBLISHED = {
+    **{
+        name: getattr(recipe("plain"), name)
+        for name in ("optimizer", "weight_decay", "schedule", "warmup", "batch_size", "crop", "padding")
+    },
+    "heads": "lean",
+}
+"""Of the published runs only the algorithms are taken, and their noise; the frame is that of all rows."""
+
+PUBLISHED: dict[str, tuple[Stage, ...]] = {
+    "published PMAL and PMD": (("pmal_published", 4, _PUBLISHED), ("pmd_published", 4, _PUBLISHED))
+}
+ROWS = {**RIVALS, **LEVERS, **PUBLISHED}
 SEVERITY = 3
 FAMILIES = {
     "seen": TRAIN_OPS,
@@ -154,6 +169,16 @@ def settings(stage: Stage, seed: int, args: argparse.Namespace) -> TrainConfig:
     return config.with_(epochs=max(1, round(args.budget * share / relative)))
 
 
+def thinned(manifest: Manifest, share: float, seed: int) -> Manifest:
+    """The manifest with this share of every class's training rows, at least one; the others have split ""."""
+    splits, labels = manifest.splits, manifest.labels
+    draw = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        rows = draw.permutation(np.flatnonzero((labels == label) & (splits == "train")))
+        splits[rows[max(1, round(share * len(rows))) :]] = ""
+    return manifest.with_splits(splits)
+
+
 def the_data(args: argparse.Namespace, seed: int) -> Path:
     """A manifest with train, val and test rows: the same for all rows of a seed."""
     source = args.out / f"data-{seed}"
@@ -163,7 +188,7 @@ def the_data(args: argparse.Namespace, seed: int) -> Path:
             manifest = Manifest.load(args.data)
             groups = duplicate_groups([Path(p) for p in manifest.path_list()], near=True)
             manifest = carve_validation(drop_test_duplicates(manifest, groups), 0.1, 0, groups=groups)
-            manifest.write(path)
+            thinned(manifest, args.labels, 0).write(path)
         return path
     if not source.exists():
         world = World(seed=seed, makes=6, models_per_make=4, years=1, fleet=105)
@@ -175,6 +200,11 @@ def the_data(args: argparse.Namespace, seed: int) -> Path:
             seed=seed,
             viewpoints=("front", "front-left", "front-right"),
         )
+    if args.labels < 1:
+        path = args.out / f"data-{seed}.parquet"
+        if not path.exists():
+            thinned(Manifest.load(source), args.labels, seed).write(path)
+        return path
     return source
 
 
@@ -246,6 +276,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--budget", type=float, default=48, help="in epochs of plain training")
+    parser.add_argument("--labels", type=float, default=1.0, help="share of the training images that is learned from")
     parser.add_argument("--images", type=int, default=10**9, help="judge at most so many, evenly spaced")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
