@@ -103,6 +103,8 @@ OURS = "PMAL and PMD"
 LEVERS: dict[str, tuple[Stage, ...]] = {
     OURS: _both(),
     f"{OURS}, image statistics": _both(statistics="image"),
+    "PMAL, trunk kept": (("pmal_fast", 1, {**SLIM, "keep": "trunk"}),),
+    "PMAL, trunk kept, image statistics": (("pmal_fast", 1, {**SLIM, "keep": "trunk", "statistics": "image"}),),
     f"{OURS}, varied noise": _both(noise="varied"),
     f"{OURS}, varied noise, image statistics": _both(noise="varied", statistics="image"),
     f"{OURS}, lean heads": _both(heads="lean"),

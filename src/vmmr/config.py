@@ -69,6 +69,7 @@ class TrainConfig:
         alpha: weight of the restoration loss.
         restore_every: fast PMAL restores, and classifies what it restored, every so many steps.
         restored_weight: weight of classifying the restored image in fast PMAL; 0 leaves that pass out.
+        keep: what of PMAL is validated and kept: heads, all of them in the mean, or the plain trunk without them.
         levels: what is answered, of make, model, class, body, colour, viewpoint, year, year_value; none: classes, flat.
         hierarchy: what feeds what among make, model and class: parallel, coarse_to_fine, fine_to_coarse or conditional.
         feed: what a cascade passes on: logits, softmax or a learned embedding of it.
@@ -132,6 +133,7 @@ class TrainConfig:
     alpha: float = 1.0
     restore_every: int = 1
     restored_weight: float = 1.0
+    keep: Literal["heads", "trunk"] = "heads"
     levels: list[str] = field(default_factory=list)
     hierarchy: HierarchyForm = "parallel"
     feed: Feed = "softmax"
@@ -200,6 +202,8 @@ class TrainConfig:
             refuse("published PMD starts fresh and sees no noise", "use mode='fast'", "mode", "noise", "student_init")
         if (self.restore_every, self.restored_weight) != (1, 1.0) and (self.method, self.mode) != ("pmal", "fast"):
             refuse("these are of fast PMAL", "leave them", "restore_every", "restored_weight", "method", "mode")
+        if self.keep != "heads" and self.method != "pmal":
+            refuse("only PMAL has heads to leave behind", "leave it", "keep", "method")
         if self.consistency and (self.method != "plain" or self.noise == "none"):
             refuse(
                 "consistency compares noisy answers of plain training", "set noise", "consistency", "method", "noise"

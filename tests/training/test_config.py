@@ -34,6 +34,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "pmd", "mode": "published", "noise": "none", "student_init": "teacher"}, ("mode", "student_init")),
     ({"sam_every": 2}, ("sam_every", "sam_rho")),
     ({"restore_every": 4}, ("restore_every", "method")),
+    ({"keep": "trunk"}, ("keep", "method")),
     (
         {"method": "pmal", "mode": "published", "noise": "published", "restored_weight": 0.0},
         ("restored_weight", "mode"),

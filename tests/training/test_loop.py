@@ -402,6 +402,24 @@ def test_from_teacher_to_student(pictures: Path, tiny: Settings, tmp_path: Path)
     network.load_state_dict({f"model.{k}": v for k, v in plain.tensors.items()})
 
 
+def test_the_trunk_that_pmal_leaves_is_a_plain_network(pictures: Path, tiny: Settings, tmp_path: Path) -> None:
+    from vmmr.data.manifest import Manifest
+    from vmmr.evaluation.evaluate import evaluate
+
+    # The same run, kept in two ways: what is trained does not depend on what is kept of it.
+    config = tiny(method="pmal", noise="gaussian", epochs=1)
+    train(config, pictures, tmp_path / "heads", accelerator="cpu", progress=False)
+    metrics = train(config.with_(keep="trunk"), pictures, tmp_path / "trunk", accelerator="cpu", progress=False)
+    whole, trunk = (read_bundle(tmp_path / name / "bundle") for name in ("heads", "trunk"))
+    assert (whole.spec.kind, trunk.spec.kind) == ("progressive", "plain")
+    assert set(trunk.tensors) == set(_backbone().model.state_dict())
+    image = 2 * torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        torch.testing.assert_close(trunk.network()(image)["logits_0"], whole.network()(image)["logits_0"])
+    judged = evaluate(trunk, Manifest.load(pictures).split("val"), progress=False)
+    assert judged["conditions"]["clean"]["top1"] == pytest.approx(metrics["val_top1"])
+
+
 def test_the_bundle_scores_what_the_metrics_say(pictures: Path, tiny: Settings, tmp_path: Path) -> None:
     from vmmr.data.manifest import Manifest
     from vmmr.evaluation.evaluate import evaluate

@@ -387,6 +387,16 @@ def test_from_a_teacher_of_levels_to_a_student(cars: Path, tiny: Settings, tmp_p
         train(tiny(method="pmd", levels=["make"]), cars, tmp_path / "o", teacher=bundle, **QUIET)
 
 
+def test_the_trunk_that_pmal_leaves_answers_every_level(cars: Path, tiny: Settings, tmp_path: Path) -> None:
+    levels = ["make", "class", "body"]
+    config = tiny(method="pmal", noise="gaussian", epochs=1, levels=levels, hierarchy="conditional", keep="trunk")
+    metrics = train(config, cars, tmp_path / "run", **QUIET)
+    network = read_bundle(tmp_path / "run" / "bundle").network()
+    assert isinstance(network, HierarchicNetwork)
+    assert [told.level for told in vmmr.load(tmp_path / "run" / "bundle")(str(cars / "0.png")).levels] == levels
+    assert 0 <= metrics["val_make"] <= 1
+
+
 @pytest.mark.parametrize("form", ["parallel", "conditional"])
 def test_a_student_starts_from_the_teacher_where_their_heads_are_of_one_form(
     form: str, cars: Path, tiny: Settings

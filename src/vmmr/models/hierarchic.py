@@ -19,7 +19,7 @@ from vmmr.models.heads import HeadForm, HierarchyHead, RecognitionHead
 from vmmr.models.heads.hierarchy import join_levels, split_levels
 from vmmr.taxonomy import TREE
 
-__all__ = ["HierarchicNetwork", "HierarchicProgressiveNetwork", "tapped_levels"]
+__all__ = ["HierarchicNetwork", "HierarchicProgressiveNetwork", "tapped_levels", "trunk_state"]
 
 
 def _head(channels: int, levels: Levels, names: tuple[str, ...], spec: HierarchySpec, options: Any) -> HierarchyHead:
@@ -27,6 +27,14 @@ def _head(channels: int, levels: Levels, names: tuple[str, ...], spec: Hierarchy
     parents = {fine: levels.parents(fine, coarse) for coarse, fine in pairwise(tree)}
     widths = {name: levels.widths[name] for name in names}
     return HierarchyHead(channels, widths, form=spec.form, feed=spec.feed, parents=parents, **options)
+
+
+def trunk_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a progressive network -> that of the plain network it was built around: a `Backbone`'s or, where
+    there are levels, a `HierarchicNetwork`'s. What belongs to the heads at the three depths is left behind."""
+    head = {f"head.{k.removeprefix('level_heads.0.')}": v for k, v in state.items() if k.startswith("level_heads.0.")}
+    trunk = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    return trunk | head if head else {key.removeprefix("backbone."): value for key, value in trunk.items()}
 
 
 class HierarchicNetwork(nn.Module):

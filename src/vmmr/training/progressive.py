@@ -135,8 +135,11 @@ class Progressive:
         return (*restoring, Step("clean", lambda batch, generator: batch, self._clean, self._shared[DEPTHS[-1]]))
 
     def answer(self, network: nn.Module, image: Tensor) -> Tensor:
-        """The mean of the four logit vectors."""
+        """The mean of the four logit vectors, or, where the trunk alone is kept, its own."""
         assert isinstance(network, ProgressiveNetwork)
+        if self._config.keep == "trunk":
+            logits: Tensor = network(image)["logits_0"]
+            return logits
         return network.answer(image)
 
     def _degrade(self, batch: Batch, generator: torch.Generator) -> Batch:

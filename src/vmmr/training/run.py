@@ -20,6 +20,7 @@ from vmmr.evaluation.evaluate import calibrated, evaluate
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
 from vmmr.levels import HierarchySpec
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork, load_weights
+from vmmr.models.hierarchic import trunk_state
 from vmmr.training.distil import Distil
 from vmmr.training.loop import Fitted, fit
 from vmmr.training.method import Method
@@ -103,6 +104,8 @@ def train(
     fitted = fit(method, samples, config, fabric, out, resume=resume, progress=progress)
     if not fabric.is_global_zero:
         return {}
+    if config.keep == "trunk":
+        fitted, spec = replace(fitted, state=trunk_state(fitted.state)), replace(spec, kind="plain")
     bundle = _bundle(method, fitted, samples, spec, config)
     bundle = calibrated(bundle, samples.validation, samples.preprocess, precision=config.back_off, device=fabric.device)
     write_bundle(out / "bundle", bundle)
