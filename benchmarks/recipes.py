@@ -8,7 +8,7 @@ A row is one training, or a teacher's and its student's. Its epochs are such tha
 plain training cost, in multiply-accumulates that are counted. Every row is judged on the validation images, by which
 levers are chosen, and with --test on the test images, under every corruption of the benchmark at severity 3. Finished
 runs are not run again. Prints Markdown tables and writes results.json. On a CPU two processes of one thread each, with
-half of the rows each, finish sooner than one of two threads; a last call without --rows puts their rows together.
+half of the rows each, finish sooner than one of two threads; a last call with --finished puts their rows together.
 
 --labels 0.25 learns from a quarter of every class's training images, in a folder of its own. The published row is the
 one that has more compute than the others, eight times theirs: with theirs it would see each image twice.
@@ -283,11 +283,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--test", action="store_true")
+    parser.add_argument("--finished", action="store_true", help="put together what is finished, train nothing")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     records = []
     for seed in args.seeds:
         for row in args.rows:
+            judged = _folder(args.out, row, len(ROWS[row]) - 1, seed) / ("test.json" if args.test else "val.json")
+            if args.finished and not judged.exists():
+                continue
             records.append(run_row(row, seed, args))
             (args.out / "results.json").write_text(json.dumps({"records": records}, indent=1))
             print(table(records, "val"), flush=True)
