@@ -10,7 +10,7 @@ from PIL import Image
 
 import vmmr
 from vmmr.answer import Answer
-from vmmr.errors import BundleError, DataError, ImageError
+from vmmr.errors import BundleError, ConfigError, DataError, ImageError
 from vmmr.export.bundle import read_bundle
 
 
@@ -111,3 +111,35 @@ def test_exif_orientation_of_a_pillow_image_is_applied(tiny_run: Path) -> None:
 def test_no_bundle_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle"):
         vmmr.load(tmp_path / "nowhere")
+
+
+def test_the_steps_of_an_answer_are_open(tiny_cars: Path, tiny_run: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    paths = sorted(tiny_cars.glob("test/**/*.png"))[:5]
+    pixels = np.stack([recognizer.read(path) for path in paths])
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (5, *recognizer.runtime.size, 3))
+    assert recognizer.answers_from(recognizer.outputs(pixels), top=2) == recognizer(paths, top=2)
+    assert (recognizer.runtime.name, recognizer.runtime.precision) == ("torch", "fp32")
+
+
+def test_pictures_of_one_class_lie_together(tiny_cars: Path, tiny_run: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    paths = sorted(tiny_cars.glob("test/**/*.png"))
+    rows = recognizer.embed(paths)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(len(paths)), abs=1e-6)
+    features = recognizer.outputs(recognizer.read(paths[3])[None])["features"][0]
+    assert rows[3] == pytest.approx(features / np.linalg.norm(features), abs=1e-5)
+    alike, same = rows @ rows.T, np.equal.outer(*[[path.parent for path in paths]] * 2)
+    assert alike[same].mean() > alike[~same].mean()
+    with pytest.raises(ImageError):
+        recognizer.embed([b"no picture"])
+    with pytest.raises(DataError, match="nothing to embed"):
+        recognizer.embed([])
+
+
+def test_a_bundle_is_run_by_torch(tiny_run: Path) -> None:
+    assert vmmr.load(tiny_run / "bundle", runtime="torch").runtime.name == "torch"
+    with pytest.raises(ConfigError, match="vmmr export"):
+        vmmr.load(tiny_run / "bundle", runtime="openvino")
+    with pytest.raises(ConfigError, match="no such runtime"):
+        vmmr.load(tiny_run / "bundle", runtime="tensorrt")  # type: ignore[arg-type]

@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 import vmmr
 from vmmr.config import TrainConfig
@@ -32,12 +31,12 @@ from vmmr.data.manifest import Manifest
 from vmmr.data.rendered import World, write_dataset
 from vmmr.errors import ConfigError
 from vmmr.evaluation.conditions import condition_title
+from vmmr.evaluation.cost import macs, parameters
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.evaluation.examples import example_strips
 from vmmr.evaluation.report import under_noise, write_report
 from vmmr.evaluation.robustness import noise_curve
-from vmmr.export.bundle import read_bundle
-from vmmr.models import ProgressiveNetwork
+from vmmr.export.bundle import Bundle, read_bundle
 from vmmr.recipes import recipe
 from vmmr.recognizer import Recognizer, load
 from vmmr.training.run import train
@@ -131,16 +130,15 @@ def run_demo(
     test = Manifest.load(source).split("test")
     models = {}
     with _part(parts, "evaluate, clean and noisy", console):
-        recognizers = {model: load(out / model / "bundle") for model in _RECIPES}
-        test = test.with_taxonomy(recognizers["plain"].taxonomy)
-        pixels = open_side(test, recognizers["plain"].preprocess).pixels
         bundles = {model: read_bundle(out / model / "bundle") for model in _RECIPES}
-        for model, recognizer in recognizers.items():
-            judged = evaluate(bundles[model], test, wanted=noise_curve(), seed=seed, pixels=pixels)
-            models[model] = _described(model, recognizer, runs[model], judged["conditions"])
+        test = test.with_taxonomy(bundles["plain"].taxonomy)
+        pixels = open_side(test, bundles["plain"].preprocess).pixels
+        for model, bundle in bundles.items():
+            judged = evaluate(bundle, test, wanted=noise_curve(), seed=seed, pixels=pixels)
+            models[model] = _described(model, bundle, runs[model], judged["conditions"])
     with _part(parts, "predict", console):
         examples = example_strips(bundles, test, seed=seed)
-        sample = _predict(recognizers["student"], test, out)
+        sample = _predict(load(out / "student" / "bundle"), test, out)
     noisy = {model: under_noise(found["conditions"]) for model, found in models.items()}
     results: dict[str, Any] = {
         "title": "Recognising vehicles when the image is bad",
@@ -208,21 +206,15 @@ def _part(parts: list[dict[str, Any]], name: str, console: Console) -> Iterator[
     )
 
 
-def _described(
-    model: str, recognizer: Recognizer, run: Mapping[str, Any], conditions: Mapping[str, Any]
-) -> dict[str, Any]:
+def _described(model: str, bundle: Bundle, run: Mapping[str, Any], conditions: Mapping[str, Any]) -> dict[str, Any]:
     """What the report says about one model; parameters and MACs are those that an answer needs."""
-    network = recognizer.network
-    unused = network.decoders.parameters() if isinstance(network, ProgressiveNetwork) else ()
-    spec = recognizer.preprocess
-    with FlopCounterMode(display=False) as counter:
-        recognizer.probabilities(torch.zeros(1, 3, spec.height, spec.width))
+    network, spec = bundle.network(), bundle.preprocess
     return {
         "title": model.capitalize(),
         "about": _ABOUT[model],
         "recipe": _RECIPES[model],
-        "parameters": sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in unused),
-        "macs": counter.get_total_flops() // 2,
+        "parameters": parameters(network),
+        "macs": macs(network.answer, torch.zeros(1, 3, spec.height, spec.width)),
         "train_seconds": run["train_seconds"],
         "best_epoch": run["best_epoch"],
         "val_top1": run["val_top1"],

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -22,36 +22,42 @@ from torch import Tensor
 
 from vmmr.answer import Answer, Candidate, LevelAnswer
 from vmmr.data.pixels import read_pixels, thread_map
-from vmmr.errors import ImageError, VmmrError
+from vmmr.errors import ConfigError, DataError, ImageError, VmmrError
 from vmmr.export.bundle import Bundle, read_bundle
+from vmmr.export.runtime import Outputs, Runtime, TorchRuntime
 from vmmr.levels import NUMBERS, year_of
 from vmmr.models.decoding import back_off, confidences_by_level, independent
 from vmmr.models.heads.hierarchy import split_levels
 
-__all__ = ["Picture", "Recognizer", "load", "recognize"]
+__all__ = ["Picture", "Recognizer", "RuntimeName", "load", "recognize"]
 
 Picture = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
 """A path, the bytes of a file, an array uint8 [H, W, 3] or [H, W], or a Pillow image."""
 
+RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
+"""What runs a network; `auto` is the fastest that is installed and fits."""
+
 
 class Recognizer:
-    """Pictures in, answers out.
+    """Pictures in, answers out. runtime: what runs the network; torch, where none is given.
+
+    The steps in between are open too: `read` a picture, `outputs` of pixels, `answers_from` outputs.
 
     >>> import inspect
     >>> list(inspect.signature(Recognizer.__call__).parameters)
     ['self', 'pictures', 'top']
     """
 
-    def __init__(self, bundle: Bundle, *, device: torch.device | str = "cpu", batch_size: int = 32) -> None:
+    def __init__(self, bundle: Bundle, runtime: Runtime | None = None, *, batch_size: int = 32) -> None:
         self.taxonomy = bundle.taxonomy
-        # The network rescales from [-1, 1] to the backbone's own statistics.
+        # The runtime rescales from [-1, 1] to the backbone's own statistics.
         self.preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
         self.temperature = bundle.spec.temperature
         self._scores = bundle.class_scores
         self._spec = bundle.spec.hierarchy
         self.levels = bundle.levels
-        self.network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.batch_size = torch.device(device), batch_size
+        self.runtime: Runtime = TorchRuntime(bundle) if runtime is None else runtime
+        self.batch_size = batch_size
 
     @overload
     def __call__(self, pictures: Picture, *, top: int = 5) -> Answer: ...
@@ -79,47 +85,59 @@ class Recognizer:
         found: list[Answer | VmmrError] = []
         for start in range(0, len(pictures), self.batch_size):
             part = pictures[start : start + self.batch_size]
-            read = thread_map(lambda i, part=part: self._read(part[i]), len(part))  # type: ignore[misc]
+            read = thread_map(lambda i, part=part: self._tried(part[i]), len(part))  # type: ignore[misc]
             good = [pixels for pixels in read if isinstance(pixels, np.ndarray)]
-            answered = iter(self._answer(good, top) if good else [])
+            answered = iter(self.answers_from(self.outputs(np.stack(good)), top=top) if good else [])
             found += [next(answered) if isinstance(pixels, np.ndarray) else pixels for pixels in read]
         return found
 
-    def probabilities(self, image: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> probabilities [B, classes] on the CPU, at the bundle's temperature."""
-        return (self._scores(self._logits(image)) / self.temperature).softmax(dim=1).cpu()
+    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """The direction of each picture's features: float32 [N, D], rows of length 1. Raises ImageError as calling."""
+        rows = []
+        for start in range(0, len(pictures), self.batch_size):
+            part = pictures[start : start + self.batch_size]
+            read = thread_map(lambda i, part=part: self.read(part[i]), len(part))  # type: ignore[misc]
+            rows.append(self.outputs(np.stack(read))["features"])
+        if not rows:
+            raise DataError("there is nothing to embed", got="no pictures", do="pass one or more")
+        features = np.concatenate(rows)
+        features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        return features
 
-    @torch.no_grad()
-    def _logits(self, image: Tensor) -> Tensor:
-        image = image.to(self.device).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network.answer(image)
-        return logits.float()
+    def read(self, picture: Picture) -> NDArray[np.uint8]:
+        """Decoded, upright, resized and cropped: uint8 [H, W, 3] of the runtime's size. Several threads may read.
 
-    def _read(self, picture: object) -> NDArray[np.uint8] | VmmrError:
-        try:
-            if isinstance(picture, np.ndarray):
-                image = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
-                return self.preprocess.resized(image)
-            if isinstance(picture, Image.Image):
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                return self.preprocess.resized(np.asarray(upright))
-            if isinstance(picture, str | bytes | os.PathLike):
-                return read_pixels(picture, self.preprocess)
-        except VmmrError as error:
-            return error
-        return ImageError("this is no picture", got=type(picture).__name__, do="pass a path, bytes, array or image")
+        Raises ImageError for what is no acceptable picture, DataError for an array that is none.
+        """
+        if isinstance(picture, np.ndarray):
+            image = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+            return self.preprocess.pixels(image)
+        if isinstance(picture, Image.Image):
+            return self.preprocess.pixels(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")))
+        if isinstance(picture, str | bytes | os.PathLike):
+            return self.preprocess.cropped(read_pixels(picture, self.preprocess))
+        raise ImageError("this is no picture", got=type(picture).__name__, do="pass a path, bytes, array or image")
 
-    def _answer(self, pixels: list[NDArray[np.uint8]], top: int) -> list[Answer]:
-        batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        image = self.preprocess.normalise(self.preprocess.centre_crop(batch))
-        logits = self._logits(image)
+    def outputs(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """One pass through the runtime: uint8 [B, H, W, 3], as `read` gives them -> logits and features."""
+        return self.runtime(pixels)
+
+    def answers_from(self, outputs: Outputs, *, top: int = 5) -> list[Answer]:
+        """The calibrated answers that outputs hold, one a row."""
+        logits = torch.from_numpy(outputs["logits"])
         scores = self._scores(logits) / self.temperature
-        best = scores.softmax(dim=1).cpu().topk(min(max(top, 1), len(self.taxonomy)), dim=1)
+        best = scores.softmax(dim=1).topk(min(max(top, 1), len(self.taxonomy)), dim=1)
         answers = [
             self._ranked(values, labels)
             for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        return answers if self.levels is None else self._by_level(answers, logits.cpu(), scores.cpu())
+        return answers if self.levels is None else self._by_level(answers, logits, scores)
+
+    def _tried(self, picture: Picture) -> NDArray[np.uint8] | VmmrError:
+        try:
+            return self.read(picture)
+        except VmmrError as error:
+            return error
 
     def _ranked(self, values: list[float], labels: list[int]) -> Answer:
         candidates = []
@@ -179,9 +197,23 @@ class Recognizer:
         )
 
 
-def load(bundle: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Recognizer:
-    """The recognizer of a bundle folder. Raises BundleError for one that is incomplete, altered or hostile."""
-    return Recognizer(read_bundle(bundle), device=device)
+def load(
+    path: str | os.PathLike[str], *, runtime: RuntimeName = "auto", device: torch.device | str = "cpu"
+) -> Recognizer:
+    """The recognizer of a bundle folder.
+
+    runtime: what runs the network; "auto" takes the fastest that is installed and fits what the folder holds, and
+    `Recognizer.runtime` tells which that is. device: where torch computes.
+
+    Raises BundleError for a bundle that is incomplete, altered or hostile, ConfigError for a runtime that cannot run
+    it.
+    """
+    if runtime not in get_args(RuntimeName):
+        raise ConfigError("no such runtime", got=repr(runtime), do=f"choose of {', '.join(get_args(RuntimeName))}")
+    if runtime not in ("auto", "torch"):
+        raise ConfigError("a bundle is run by torch", got=f"runtime={runtime!r}", do="export it first: vmmr export")
+    bundle = read_bundle(path)
+    return Recognizer(bundle, TorchRuntime(bundle, device=device))
 
 
 def recognize(picture: str | Path, *, bundle: str | os.PathLike[str], top: int = 5) -> Answer:

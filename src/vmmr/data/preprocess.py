@@ -139,6 +139,16 @@ class Preprocess:
         canvas.paste(picture.resize(size, kernel), ((width - size[0]) // 2, (height - size[1]) // 2))
         return np.array(canvas)
 
+    def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] to uint8 [height, width, 3], resized and cropped: all but the normalisation, which exported
+        networks bring along. Raises DataError as `resized`."""
+        return self.cropped(self.resized(image))
+
+    def cropped(self, resized: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The middle [height, width, 3] of an image [h, w, 3] of `resized_size`, as a view."""
+        top, left = (resized.shape[0] - self.height) // 2, (resized.shape[1] - self.width) // 2
+        return resized[top : top + self.height, left : left + self.width]
+
     def centre_crop(self, images: Tensor) -> Tensor:
         """[..., h, w] to the middle [..., height, width], as a view."""
         top, left = (images.shape[-2] - self.height) // 2, (images.shape[-1] - self.width) // 2

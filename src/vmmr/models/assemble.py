@@ -5,6 +5,8 @@ Source: PMAL (Liu 2024, arXiv 2401.14336). Decoders serve training only: an answ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from vmmr.errors import ConfigError
@@ -30,9 +32,9 @@ class ProgressiveNetwork(nn.Module):
             for c, reduction in zip(backbone.channels, backbone.reductions, strict=True)
         )
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> logits_0..3 [B, classes] and features_1..3."""
-        outputs: dict[str, Tensor] = self.backbone(x)
+    def forward(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> logits_0..3 [B, classes] and features_1..3. pooled: see `Backbone.forward`."""
+        outputs: dict[str, Tensor] = self.backbone(x, pooled=pooled)
         for depth in DEPTHS:
             outputs[f"logits_{depth}"] = self.heads[depth - 1](outputs[f"features_{depth}"])
         return outputs
@@ -56,8 +58,10 @@ class ProgressiveNetwork(nn.Module):
         restored: Tensor = self.decoders[depth - 1](noisy, features)
         return restored
 
-    def answer(self, x: Tensor) -> Tensor:
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The mean of the four logit vectors, [B, classes]: the argmax is that of the published sum."""
-        outputs: dict[str, Tensor] = self(x)
-        mean: Tensor = (outputs["logits_0"] + outputs["logits_1"] + outputs["logits_2"] + outputs["logits_3"]) / 4
-        return mean
+        return (outputs["logits_0"] + outputs["logits_1"] + outputs["logits_2"] + outputs["logits_3"]) / 4
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The same of images."""
+        return self.answer_of(self(x))

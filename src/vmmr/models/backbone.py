@@ -104,17 +104,25 @@ class Backbone(nn.Module):
         )
         return maps[0]
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> logits_0 [B, classes] and features_1, features_2, features_3."""
+    def forward(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> logits_0 [B, classes] and features_1, features_2, features_3.
+
+        pooled: also `pooled` [B, width], what enters the classifier.
+        """
         final, maps = self.model.forward_intermediates(self.own_space(x), indices=list(self.levels))
         outputs = {f"features_{depth}": fmap for depth, fmap in zip(DEPTHS, maps, strict=True)}
         outputs["logits_0"] = self.model.forward_head(final)
+        if pooled:
+            outputs["pooled"] = self.model.forward_head(final, pre_logits=True)
         return outputs
 
-    def answer(self, x: Tensor) -> Tensor:
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The classifier's logits, [B, classes]."""
-        logits: Tensor = self(x)["logits_0"]
-        return logits
+        return outputs["logits_0"]
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The same of images."""
+        return self.answer_of(self(x))
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         """The parameters of the last linear layer: what training treats as a head rather than as trunk."""

@@ -50,16 +50,22 @@ class HierarchicNetwork(nn.Module):
         self.backbone = backbone
         self.head = _head(backbone.width, levels, levels.names, spec, options)
 
-    def forward(self, x: Tensor, labels: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> logits_0 and features_1..3. labels: by level, for teacher forcing."""
-        outputs: dict[str, Tensor] = self.backbone(x)
+    def forward(
+        self, x: Tensor, labels: Mapping[str, Tensor] | None = None, *, pooled: bool = False
+    ) -> dict[str, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> logits_0 and features_1..3. labels: by level, for teacher forcing.
+        pooled: see `Backbone.forward`."""
+        outputs: dict[str, Tensor] = self.backbone(x, pooled=pooled)
         outputs["logits_0"] = join_levels(self.head(outputs["logits_0"], labels))
         return outputs
 
-    def answer(self, x: Tensor) -> Tensor:
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The logits of all levels side by side, [B, sum of widths]."""
-        logits: Tensor = self(x)["logits_0"]
-        return logits
+        return outputs["logits_0"]
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The same of images."""
+        return self.answer_of(self(x))
 
     def by_level(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """{"0": logits by level} of the outputs."""
@@ -94,9 +100,9 @@ class HierarchicProgressiveNetwork(ProgressiveNetwork):
             _head(width, levels, names, spec, options) for width, names in zip(widths, self.taps, strict=True)
         )
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> logits_0..3 and features_1..3."""
-        return self._answered(super().forward(x))
+    def forward(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> logits_0..3 and features_1..3. pooled: see `Backbone.forward`."""
+        return self._answered(super().forward(x, pooled=pooled))
 
     def at_depth(self, x: Tensor, depth: int, *, stop: bool) -> dict[str, Tensor]:
         """The outputs features_k and logits_k for k = depth, see `ProgressiveNetwork.at_depth`."""
@@ -111,9 +117,9 @@ class HierarchicProgressiveNetwork(ProgressiveNetwork):
             if f"logits_{j}" in outputs
         }
 
-    def answer(self, x: Tensor) -> Tensor:
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """For each level the mean of the logits of the heads that answer it, side by side: [B, sum of widths]."""
-        heads = self.by_level(self(x)).values()
+        heads = self.by_level(outputs).values()
         means = {}
         for name in self.levels.names:
             found = [logits[name] for logits in heads if name in logits]

@@ -1,0 +1,88 @@
+"""What computes an answer: pixels in, logits and features out, whichever library runs the network.
+
+A runtime takes pictures that are already resized and cropped; bringing them to the network's input statistics is part
+of what it runs, so that nothing can come between the two.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vmmr.errors import DataError
+from vmmr.export.bundle import Bundle, Network
+
+__all__ = ["Outputs", "PixelNetwork", "Runtime", "TorchRuntime", "check_pixels"]
+
+Outputs = dict[str, NDArray[np.float32]]
+"""`logits` [B, outputs] and `features` [B, D], the pooled ones that enter the classifier."""
+
+
+class Runtime(Protocol):
+    """A network ready to run. Several threads may call one at a time."""
+
+    @property
+    def name(self) -> str:
+        """torch, onnxruntime or openvino."""
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or int8."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its input, in pixels."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """uint8 RGB [B, H, W, 3], already resized and cropped, of any B from 1. DataError for anything else."""
+
+
+class PixelNetwork(nn.Module):
+    """A network with its normalisation in front: uint8 [B, H, W, 3] -> logits [B, outputs] and features [B, D].
+
+    This is what is exported.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The two, in this order."""
+        # As `Preprocess.normalise` with mean and std 0.5: the network's images are in [-1, 1].
+        image = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        outputs = self.network(image, pooled=True)
+        return self.network.answer_of(outputs), outputs["pooled"]
+
+
+class TorchRuntime:
+    """A bundle's network run by torch itself, in float32. device: where it computes."""
+
+    name, precision = "torch", "fp32"
+
+    def __init__(self, bundle: Bundle, *, device: torch.device | str = "cpu") -> None:
+        self.size = bundle.preprocess.height, bundle.preprocess.width
+        self.device = torch.device(device)
+        network = PixelNetwork(bundle.network())
+        self.network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """See `Runtime`."""
+        check_pixels(pixels, self.size)
+        logits, features = self.network(torch.tensor(pixels, device=self.device))
+        return {"logits": logits.float().cpu().numpy(), "features": features.float().cpu().numpy()}
+
+
+def check_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> None:
+    """Refuse with DataError what is not uint8 [B, height, width, 3] with B of at least 1."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (*size, 3) or len(pixels) == 0:
+        raise DataError("a runtime takes pixels of its size", got=f"{pixels.dtype} {list(pixels.shape)}", do=_do(size))
+
+
+def _do(size: tuple[int, int]) -> str:
+    return f"pass uint8 [B, {size[0]}, {size[1]}, 3], resized and cropped by `Preprocess.pixels`"
