@@ -1,0 +1,66 @@
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `data import | check | render`, `demo`.
+
+The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
+(`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+import vmmr
+from vmmr.cli.data import add_data, add_demo, run_data, run_demo
+from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
+from vmmr.cli.predict import add_predict, run_predict
+from vmmr.cli.study import add_study, run_study
+from vmmr.cli.train import add_train, run_train
+from vmmr.errors import VmmrError
+
+__all__ = ["main"]
+
+_VERBS = {
+    "compare": run_compare,
+    "data": run_data,
+    "demo": run_demo,
+    "distil": run_train,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "study": run_study,
+    "train": run_train,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit status: 0, 1 (predict: some image could not be read; study: some run failed), 2 (a
+    mistake)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser(words).parse_args(words)
+        return _VERBS[args.verb](args[args.verb])
+    except VmmrError as error:
+        print(f"vmmr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vmmr: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left: nothing more to say, not even while Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(words: Sequence[str]) -> ArgumentParser:
+    root = ArgumentParser(prog="vmmr", description="Vehicle make and model recognition that holds up in bad images.")
+    root.add_argument("--version", action="version", version=f"vmmr {vmmr.__version__}")
+    verbs = root.add_subcommands(dest="verb")
+    add_train(verbs, words)
+    add_evaluate(verbs)
+    add_study(verbs)
+    add_predict(verbs)
+    add_data(verbs)
+    add_demo(verbs)
+    return root
