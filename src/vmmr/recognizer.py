@@ -23,7 +23,10 @@ from torch import Tensor
 from vmmr.answer import Answer, Candidate, LevelAnswer
 from vmmr.data.pixels import read_pixels, thread_map
 from vmmr.errors import ConfigError, DataError, ImageError, VmmrError
+from vmmr.export.artifact import ARTIFACT, Artifact, read_artifact
 from vmmr.export.bundle import Bundle, read_bundle
+from vmmr.export.folder import folder_format
+from vmmr.export.parity import require_parity, require_pixels
 from vmmr.export.runtime import Outputs, Runtime, TorchRuntime
 from vmmr.levels import NUMBERS, year_of
 from vmmr.models.decoding import back_off, confidences_by_level, independent
@@ -39,7 +42,7 @@ RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
 
 
 class Recognizer:
-    """Pictures in, answers out. runtime: what runs the network; torch, where none is given.
+    """Pictures in, answers out. runtime: what runs the network; the fastest that there is, where none is given.
 
     The steps in between are open too: `read` a picture, `outputs` of pixels, `answers_from` outputs.
 
@@ -48,15 +51,17 @@ class Recognizer:
     ['self', 'pictures', 'top']
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime | None = None, *, batch_size: int = 32) -> None:
-        self.taxonomy = bundle.taxonomy
+    def __init__(self, model: Bundle | Artifact, runtime: Runtime | None = None, *, batch_size: int = 32) -> None:
+        self.taxonomy = model.taxonomy
         # The runtime rescales from [-1, 1] to the backbone's own statistics.
-        self.preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
-        self.temperature = bundle.spec.temperature
-        self._scores = bundle.class_scores
-        self._spec = bundle.spec.hierarchy
-        self.levels = bundle.levels
-        self.runtime: Runtime = TorchRuntime(bundle) if runtime is None else runtime
+        self.preprocess = replace(model.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+        self.temperature = model.spec.temperature
+        self._scores = model.class_scores
+        self._spec = model.spec.hierarchy
+        self.levels = model.levels
+        if runtime is None:
+            runtime = TorchRuntime(model) if isinstance(model, Bundle) else model.runtime()
+        self.runtime: Runtime = runtime
         self.batch_size = batch_size
 
     @overload
@@ -200,16 +205,25 @@ class Recognizer:
 def load(
     path: str | os.PathLike[str], *, runtime: RuntimeName = "auto", device: torch.device | str = "cpu"
 ) -> Recognizer:
-    """The recognizer of a bundle folder.
+    """The recognizer of a bundle folder, or of an artifact that `vmmr export` wrote, which is then shown its golden
+    pictures first.
 
     runtime: what runs the network; "auto" takes the fastest that is installed and fits what the folder holds, and
     `Recognizer.runtime` tells which that is. device: where torch computes.
 
-    Raises BundleError for a bundle that is incomplete, altered or hostile, ConfigError for a runtime that cannot run
-    it.
+    Raises BundleError for a folder that is incomplete, altered or hostile or whose network does not give what it gave
+    when it was exported, ConfigError for a runtime that is not installed or cannot run it.
     """
     if runtime not in get_args(RuntimeName):
         raise ConfigError("no such runtime", got=repr(runtime), do=f"choose of {', '.join(get_args(RuntimeName))}")
+    if folder_format(path) == ARTIFACT.name:
+        if torch.device(device).type != "cpu":
+            raise ConfigError("artifacts run on the processor", got=f"device={device}", do="load the bundle instead")
+        artifact = read_artifact(path)
+        running = artifact.runtime(runtime)
+        require_pixels(artifact.golden, artifact.preprocess)
+        require_parity(artifact, artifact.golden, running)
+        return Recognizer(artifact, running)
     if runtime not in ("auto", "torch"):
         raise ConfigError("a bundle is run by torch", got=f"runtime={runtime!r}", do="export it first: vmmr export")
     bundle = read_bundle(path)

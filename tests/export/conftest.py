@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -47,5 +45,12 @@ def make_bundle(kind: str, *, backbone: str = "test_resnet", size: tuple[int, in
 
 
 @pytest.fixture(scope="session", params=KINDS)
-def bundle(request: pytest.FixtureRequest) -> Any:
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    """Each of them."""
     return make_bundle(request.param)
+
+
+@pytest.fixture(scope="session")
+def plain() -> Bundle:
+    """The first of them."""
+    return make_bundle("plain")

@@ -1,4 +1,5 @@
-"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `export`,
+`data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentParser
 import vmmr
 from vmmr.cli.data import add_data, add_demo, run_data, run_demo
 from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
+from vmmr.cli.export import add_export, run_export
 from vmmr.cli.predict import add_predict, run_predict
 from vmmr.cli.study import add_study, run_study
 from vmmr.cli.train import add_train, run_train
@@ -28,6 +30,7 @@ _VERBS = {
     "demo": run_demo,
     "distil": run_train,
     "evaluate": run_evaluate,
+    "export": run_export,
     "predict": run_predict,
     "study": run_study,
     "train": run_train,
@@ -61,6 +64,7 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     add_evaluate(verbs)
     add_study(verbs)
     add_predict(verbs)
+    add_export(verbs)
     add_data(verbs)
     add_demo(verbs)
     return root

@@ -8,18 +8,14 @@
       card.md               where it comes from
       manifest.json         {"files": {name: {"size", "sha256"}}}
 
-Reading trusts nothing: only listed names, regular files, no links, sizes capped before parsing, hashes before use.
+`vmmr.export.folder` writes it whole and reads it without trust.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import re
-import shutil
-import stat
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +30,7 @@ from vmmr.data.labels import level_labels
 from vmmr.data.manifest import Manifest
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
+from vmmr.export.folder import Format, parse_json, read_folder, to_json, write_folder
 from vmmr.levels import HierarchySpec, Levels
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
 from vmmr.models.decoding import joint_scores
@@ -43,11 +40,20 @@ from vmmr.taxonomy import MAX_NODES, Taxonomy
 
 import timm  # isort: skip
 
-__all__ = ["OPTIONS", "Bundle", "ModelSpec", "Network", "build_network", "read_bundle", "write_bundle"]
+__all__ = [
+    "OPTIONS",
+    "Bundle",
+    "Facts",
+    "ModelSpec",
+    "Network",
+    "build_network",
+    "read_bundle",
+    "read_facts",
+    "write_bundle",
+]
 
 Network = Backbone | HierarchicNetwork | ProgressiveNetwork
 
-_FORMAT, _VERSION = "vmmr-bundle", 1
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "act_layer": str,
     "drop_path_rate": (int, float),
@@ -60,7 +66,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 """The arguments of timm.create_model that a model on disk may carry, and their types."""
 
 _NAMES = ("weights.safetensors", "config.json", "taxonomy.json", "preprocess.json", "card.md")
-_MAX_WEIGHTS, _MAX_TEXT = 2 * 2**30, 32 * 2**20
+_FORMAT = Format("vmmr-bundle", "bundle", 1, (_NAMES,))
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,9 @@ class ModelSpec:
     """What it takes to build the network that the weights fit: config.json.
 
     kind: plain (a timm classifier and nothing else) or progressive (with denoising-recognition heads).
-    mean, std: the backbone's input statistics on [0, 1]. temperature: what logits are divided by before the softmax
-    that confidence is read from, fitted on validation images; 1 where none was. hierarchy: the levels of a network that
-    answers more than classes.
     mean, std: the backbone's input statistics on [0, 1]. standardise: instead, every image is brought to mean 0 and
-    standard deviation 1. temperature: what logits are divided by before the softmax
-    that confidence is read from, fitted on validation images; 1 where none was.
+    standard deviation 1. temperature: what logits are divided by before the softmax that confidence is read from,
+    fitted on validation images; 1 where none was. hierarchy: the levels of a network that answers more than classes.
     """
 
     kind: Literal["plain", "progressive"]
@@ -120,8 +123,44 @@ class ModelSpec:
                 raise ConfigError(f"{name} needs three finite numbers, std above 0", got=repr(values))
 
 
+class Facts:
+    """What a network's logits mean, for whoever holds its spec and its taxonomy: a bundle or an exported artifact."""
+
+    spec: ModelSpec
+    taxonomy: Taxonomy
+
+    @property
+    def levels(self) -> Levels | None:
+        """What the network answers, where it is more than classes."""
+        return None if self.spec.hierarchy is None else self.spec.hierarchy.levels(self.taxonomy)
+
+    def labelled(self, manifest: Manifest) -> tuple[Manifest, dict[str, NDArray[np.int64]]]:
+        """The rows under this taxonomy and, where it has levels, their labels at each, int64 [N].
+
+        Rows that do not tell the finest level are left out. Raises ManifestError for vehicles that it does not know,
+        and where no row is left.
+        """
+        levels = self.levels
+        if levels is None:
+            return manifest.with_taxonomy(self.taxonomy), {}
+        told = level_labels(manifest, levels)
+        kept = told[levels.finest] >= 0
+        if not kept.any():
+            raise ManifestError(f"no image tells its {levels.finest}", got=f"{len(manifest)} rows")
+        known = manifest.upto(levels.finest).with_taxonomy(self.taxonomy, strict=False)
+        return known.select(kept), {level: labels[kept] for level, labels in told.items()}
+
+    def class_scores(self, logits: Tensor) -> Tensor:
+        """What a network answers, [B, outputs] -> scores [B, classes] whose softmax is the answer's distribution: the
+        logits themselves, or, where there are levels, those of all of them decoded together."""
+        levels = self.levels
+        if self.spec.hierarchy is None or levels is None:
+            return logits
+        return joint_scores(split_levels(logits, levels.widths), levels, self.spec.hierarchy.beta)
+
+
 @dataclass(frozen=True)
-class Bundle:
+class Bundle(Facts):
     """A bundle in memory: verified, not yet a network. `name` is its folder's name; `digest` that of its manifest."""
 
     spec: ModelSpec
@@ -146,35 +185,6 @@ class Bundle:
                 f"the weights of {self.name} do not fit its config.json", got=str(error).split("\n")[1:2]
             ) from error
         return network.eval()
-
-    @property
-    def levels(self) -> Levels | None:
-        """What the network answers, where it is more than classes."""
-        return None if self.spec.hierarchy is None else self.spec.hierarchy.levels(self.taxonomy)
-
-    def labelled(self, manifest: Manifest) -> tuple[Manifest, dict[str, NDArray[np.int64]]]:
-        """The rows under the bundle's taxonomy and, where it has levels, their labels at each, int64 [N].
-
-        Rows that do not tell the finest level are left out. Raises ManifestError for vehicles that it does not know,
-        and where no row is left.
-        """
-        levels = self.levels
-        if levels is None:
-            return manifest.with_taxonomy(self.taxonomy), {}
-        told = level_labels(manifest, levels)
-        kept = told[levels.finest] >= 0
-        if not kept.any():
-            raise ManifestError(f"no image tells its {levels.finest}", got=f"{len(manifest)} rows")
-        known = manifest.upto(levels.finest).with_taxonomy(self.taxonomy, strict=False)
-        return known.select(kept), {level: labels[kept] for level, labels in told.items()}
-
-    def class_scores(self, logits: Tensor) -> Tensor:
-        """What a network answers, [B, outputs] -> scores [B, classes] whose softmax is the answer's distribution: the
-        logits themselves, or, where there are levels, those of all of them decoded together."""
-        levels = self.levels
-        if self.spec.hierarchy is None or levels is None:
-            return logits
-        return joint_scores(split_levels(logits, levels.widths), levels, self.spec.hierarchy.beta)
 
 
 def build_network(spec: ModelSpec, taxonomy: Taxonomy | None = None, **options: Any) -> Network:
@@ -203,114 +213,50 @@ def write_bundle(folder: Path, bundle: Bundle) -> Path:
 
     A run that dies leaves the earlier bundle or none, never half of one.
     """
-    payload = {
+    files = {
         "weights.safetensors": save({k: v.contiguous() for k, v in bundle.tensors.items()}),
-        "config.json": _json({"format": _FORMAT, "version": _VERSION, **asdict(bundle.spec)}),
+        "config.json": to_json({**_FORMAT.stamp, **asdict(bundle.spec)}),
         "taxonomy.json": bundle.taxonomy.to_json().encode(),
         "preprocess.json": bundle.preprocess.to_json().encode(),
         "card.md": bundle.card.encode(),
     }
-    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in payload.items()}
-    payload["manifest.json"] = _json({"format": _FORMAT, "version": _VERSION, "files": files})
-    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
-        raise BundleError("this folder is no bundle", got=str(folder), do="name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    for stray in (draft, old):
-        shutil.rmtree(stray, ignore_errors=True)
-    draft.mkdir()
-    try:
-        for name, data in payload.items():
-            with (draft / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    return write_folder(folder, _FORMAT, files)
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Verify and read a bundle. BundleError says which file is missing, altered, linked, oversized or malformed."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise BundleError("no such bundle", got=str(root), do="name the folder that holds manifest.json")
-    listing = _read(root, "manifest.json", _MAX_TEXT)
-    manifest = _parse(listing, "manifest.json")
-    if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
-        raise BundleError("manifest.json is of another format or version", do="write the bundle anew")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or sorted(files) != sorted(_NAMES):
-        raise BundleError("manifest.json does not list a bundle's files", got=str(files)[:200])
-    payload = {}
-    for name in _NAMES:
-        data = _read(root, name, _MAX_WEIGHTS if name == "weights.safetensors" else _MAX_TEXT)
-        digest = hashlib.sha256(data).hexdigest()
-        if files[name] != {"size": len(data), "sha256": digest}:
-            raise BundleError(f"{name} was altered after the bundle was written", got=f"SHA-256 {digest[:16]}")
-        payload[name] = data
-    config = _parse(payload["config.json"], "config.json")
-    if config.pop("format", None) != _FORMAT or config.pop("version", None) != _VERSION:
+    payload, digest = read_folder(folder, _FORMAT)
+    name = Path(folder).name
+    config = parse_json(payload["config.json"], "config.json")
+    if {key: config.pop(key, None) for key in _FORMAT.stamp} != _FORMAT.stamp:
         raise BundleError("config.json is of another format or version", do="write the bundle anew")
-    _parse(payload["preprocess.json"], "preprocess.json")
+    spec, taxonomy, preprocess, card = read_facts(payload, config, name)
     try:
-        config["mean"], config["std"] = tuple(config["mean"]), tuple(config["std"])
+        tensors = load(payload["weights.safetensors"])
+    except SafetensorError as error:
+        raise BundleError(f"the bundle {name} is malformed", got=error) from error
+    return Bundle(spec, taxonomy, preprocess, tensors, card, name, digest)
+
+
+def read_facts(
+    payload: Mapping[str, bytes], config: dict[str, Any], name: str
+) -> tuple[ModelSpec, Taxonomy, Preprocess, str]:
+    """What belongs to weights, from verified files and the settings of a `ModelSpec`: spec, taxonomy, preprocessing and
+    card. BundleError, which calls the folder `name`, where they are malformed or contradict each other."""
+    parse_json(payload["preprocess.json"], "preprocess.json")
+    try:
+        config = {**config, "mean": tuple(config["mean"]), "std": tuple(config["std"])}
         if config.get("hierarchy") is not None:
             config["hierarchy"] = HierarchySpec(**config["hierarchy"])
         spec = ModelSpec(**config)
         taxonomy = Taxonomy.from_json(payload["taxonomy.json"].decode())
         preprocess = Preprocess.from_json(payload["preprocess.json"].decode())
-        tensors = load(payload["weights.safetensors"])
         card = payload["card.md"].decode()
-    except (TypeError, KeyError, UnicodeDecodeError, SafetensorError, ConfigError, DataError) as error:
-        raise BundleError(f"the bundle {root.name} is malformed", got=error) from error
+    except (TypeError, KeyError, UnicodeDecodeError, ConfigError, DataError) as error:
+        raise BundleError(f"the bundle {name} is malformed", got=error) from error
     if spec.classes != len(taxonomy):
         raise BundleError(
-            f"config.json and taxonomy.json of {root.name} disagree",
+            f"config.json and taxonomy.json of {name} disagree",
             got=f"{spec.classes} outputs, {len(taxonomy)} classes",
         )
-    return Bundle(spec, taxonomy, preprocess, tensors, card, root.name, hashlib.sha256(listing).hexdigest())
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, indent=1, sort_keys=True).encode()
-
-
-def _parse(data: bytes, name: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document = dict(pairs)
-        if len(document) != len(pairs):
-            raise BundleError(f"{name} has a key twice")
-        return document
-
-    try:
-        document = json.loads(data, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} is no JSON", got=error) from error
-    if not isinstance(document, dict):
-        raise BundleError(f"{name} is no JSON object", got=type(document).__name__)
-    return document
-
-
-def _read(root: Path, name: str, most: int) -> bytes:
-    if not re.fullmatch(r"[a-z]+\.[a-z]+", name):
-        raise BundleError("a bundle holds no such name", got=repr(name))
-    try:
-        descriptor = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise BundleError(f"cannot open {name} of the bundle {root.name}", got=error.strerror) from error
-    facts = os.fstat(descriptor)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-        os.close(descriptor)
-        raise BundleError(f"{name} is no plain file of its own", do="copy the bundle instead of linking it")
-    with os.fdopen(descriptor, "rb") as file:
-        if facts.st_size > most:
-            raise BundleError(f"{name} is too large", got=f"{facts.st_size} bytes", do=f"at most {most}")
-        return file.read(most + 1)
+    return spec, taxonomy, preprocess, card

@@ -54,7 +54,7 @@ class PixelNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The two, in this order."""
         # As `Preprocess.normalise` with mean and std 0.5: the network's images are in [-1, 1].
-        image = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         outputs = self.network(image, pooled=True)
         return self.network.answer_of(outputs), outputs["pooled"]
 

@@ -38,9 +38,10 @@ def log_marginal(scores: Tensor, parents: Tensor, groups: int) -> Tensor:
     >>> log_marginal(p.log(), torch.tensor([0, 0, 1]), 2).exp()
     tensor([[0.7000, 0.3000]])
     """
-    place = parents.expand(len(scores), -1)
-    peak = scores.new_full((len(scores), groups), -torch.inf).scatter_reduce(1, place, scores.detach(), "amax")
-    sums = scores.new_zeros(len(scores), groups).scatter_add(1, place, (scores - peak.gather(1, place)).exp())
+    rows = scores.shape[0]  # unlike len(), left open when the network is exported
+    place = parents.expand(rows, -1)
+    peak = scores.new_full((rows, groups), -torch.inf).scatter_reduce(1, place, scores.detach(), "amax")
+    sums = scores.new_zeros(rows, groups).scatter_add(1, place, (scores - peak.gather(1, place)).exp())
     return peak + sums.log()
 
 
@@ -134,7 +135,7 @@ class HierarchyHead(nn.Module):
         if self.stop_gradient:
             coarse = coarse.detach()
         above = coarse.to(scores.dtype).log_softmax(dim=1) - log_marginal(scores, parents, coarse.shape[1])
-        return scores + above.gather(1, parents.expand(len(scores), -1))
+        return scores + above.gather(1, parents.expand(scores.shape[0], -1))
 
 
 def _at_least_single(x: Tensor) -> Tensor:

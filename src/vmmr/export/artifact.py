@@ -1,0 +1,135 @@
+"""What `vmmr export` leaves: a network in another library's form, with all that an answer needs, in a flat folder.
+
+    artifact/
+      model.onnx              the graph (ONNX), or
+      model.xml, model.bin    the network (OpenVINO)
+      config.json             the bundle's settings, precision, what it was made from and with, how far it is off
+      taxonomy.json           class -> make, model, year
+      preprocess.json         bytes -> pixels
+      golden.safetensors      pictures, and what torch answered to them
+      card.md                 where it comes from
+      manifest.json           {"files": {name: {"size", "sha256"}}}
+
+`vmmr.export.folder` writes it whole and reads it without trust; `vmmr.export.parity` says what the golden pictures are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vmmr.data.preprocess import Preprocess
+from vmmr.errors import BundleError, ConfigError
+from vmmr.export.bundle import Facts, ModelSpec, read_facts
+from vmmr.export.folder import Format, parse_json, read_folder, to_json, write_folder
+from vmmr.export.parity import Golden
+from vmmr.export.runtime import Runtime
+from vmmr.taxonomy import Taxonomy
+
+__all__ = ["ARTIFACT", "Artifact", "ExportFormat", "Precision", "read_artifact", "runtimes_for", "write_artifact"]
+
+ExportFormat = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+
+_COMMON = ("config.json", "taxonomy.json", "preprocess.json", "golden.safetensors", "card.md")
+ARTIFACT = Format("vmmr-artifact", "artifact", 1, (("model.onnx", *_COMMON), ("model.xml", "model.bin", *_COMMON)))
+"""The folder's format."""
+
+_RUNTIMES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
+"""What runs which form, the fastest first."""
+
+
+@dataclass(frozen=True)
+class Artifact(Facts):
+    """An artifact in memory. model: model.onnx or model.xml; weights: model.bin, where there is one. provenance: plain
+    facts for people, as config.json holds them: the bundle's name and digest, versions, parity, what precision costs.
+    `name` is its folder's, `digest` that of its manifest."""
+
+    spec: ModelSpec
+    taxonomy: Taxonomy
+    preprocess: Preprocess
+    precision: Precision
+    model: bytes
+    weights: bytes | None
+    golden: Golden
+    card: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    digest: str = ""
+
+    @property
+    def format(self) -> ExportFormat:
+        """onnx or openvino."""
+        return "onnx" if self.weights is None else "openvino"
+
+    def runtime(self, name: str = "auto", *, threads: int | None = None) -> Runtime:
+        """The network, ready to run. name: "auto" for the fastest that is installed. ConfigError for one that is not
+        installed or cannot run this form, BundleError for a network that is none or that refers to other files."""
+        able = runtimes_for(self.format)
+        chosen = next(iter(able), None) if name == "auto" else name
+        if chosen not in able:
+            raise ConfigError(
+                f"an artifact in {self.format} and {self.precision} cannot be run here",
+                got=f"runtime={name!r}",
+                do=f"install vmmr[{self.format}]"
+                if name in _RUNTIMES[self.format] or name == "auto"
+                else f"choose of {', '.join(_RUNTIMES[self.format])}",
+            )
+        size = self.preprocess.height, self.preprocess.width
+        model = self.model
+        if self.format == "onnx":
+            from vmmr.export.onnx import OnnxRuntime, checked_onnx  # what it needs is an extra
+
+            model = checked_onnx(model, size)
+            if chosen == "onnxruntime":
+                return OnnxRuntime(model, size, self.precision, threads=threads)
+        from vmmr.export.openvino import OpenvinoRuntime, checked_ir
+
+        if self.weights is not None:
+            model = checked_ir(model)
+        return OpenvinoRuntime(model, self.weights, size, self.precision, threads=threads)
+
+
+def runtimes_for(form: ExportFormat) -> tuple[str, ...]:
+    """The runtimes that are installed and run this form, the fastest first."""
+    return tuple(name for name in _RUNTIMES[form] if find_spec(name) is not None)
+
+
+def write_artifact(folder: Path, artifact: Artifact) -> Path:
+    """Write it whole, beside the target, and rename it into place; an earlier artifact there is replaced."""
+    network = {"model.onnx": artifact.model}
+    if artifact.weights is not None:
+        network = {"model.xml": artifact.model, "model.bin": artifact.weights}
+    config = {**ARTIFACT.stamp, "precision": artifact.precision, "spec": asdict(artifact.spec), **artifact.provenance}
+    files = {
+        **network,
+        "config.json": to_json(config),
+        "taxonomy.json": artifact.taxonomy.to_json().encode(),
+        "preprocess.json": artifact.preprocess.to_json().encode(),
+        "golden.safetensors": artifact.golden.to_bytes(),
+        "card.md": artifact.card.encode(),
+    }
+    return write_folder(folder, ARTIFACT, files)
+
+
+def read_artifact(folder: str | os.PathLike[str]) -> Artifact:
+    """Verify and read an artifact. BundleError says which file is missing, altered, linked, oversized or malformed."""
+    payload, digest = read_folder(folder, ARTIFACT)
+    name = Path(folder).name
+    config = parse_json(payload["config.json"], "config.json")
+    if {key: config.pop(key, None) for key in ARTIFACT.stamp} != ARTIFACT.stamp:
+        raise BundleError("config.json is of another format or version", do="export it anew")
+    precision, described = config.pop("precision", None), config.pop("spec", None)
+    if precision not in get_args(Precision) or not isinstance(described, dict):
+        raise BundleError("config.json describes no artifact", got=f"precision={precision!r}", do="export it anew")
+    spec, taxonomy, preprocess, card = read_facts(payload, described, name)
+    golden = Golden.from_bytes(payload["golden.safetensors"])
+    if golden.pixels.shape[1:] != (preprocess.height, preprocess.width, 3):
+        raise BundleError("golden.safetensors and preprocess.json disagree", got=list(golden.pixels.shape))
+    model = payload.get("model.onnx", payload.get("model.xml", b""))
+    weights = payload.get("model.bin")
+    return Artifact(spec, taxonomy, preprocess, precision, model, weights, golden, card, config, name, digest)

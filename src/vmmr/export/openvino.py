@@ -1,0 +1,129 @@
+"""OpenVINO: its own form of a network (IR: model.xml and model.bin), int8 by NNCF, and its runtime.
+
+Neither library reports home: `openvino_telemetry`, which both would use, is kept from loading.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmmr.errors import BundleError
+from vmmr.export.runtime import Outputs, check_pixels
+
+__all__ = ["OpenvinoRuntime", "checked_ir", "quantise_ir", "to_ir"]
+
+
+def _openvino() -> Any:
+    # Importing either library sends an event to its makers, unless this package is missing: both do without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino  # slow to import, and an extra
+
+    return openvino
+
+
+def to_ir(model: bytes) -> tuple[bytes, bytes]:
+    """An ONNX graph as (model.xml, model.bin), in float32."""
+    openvino = _openvino()
+    return _written(openvino.Core().read_model(model))
+
+
+def _written(model: Any) -> tuple[bytes, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model.xml"
+        _openvino().save_model(model, str(target), compress_to_fp16=False)
+        return target.read_bytes(), target.with_suffix(".bin").read_bytes()
+
+
+def checked_ir(xml: bytes) -> bytes:
+    """model.xml, if it is OpenVINO's own form and nothing else.
+
+    OpenVINO tells formats apart by content, and other formats may name files that it would open; its own, read from
+    memory, has no weights but those of model.bin. BundleError for anything else, and for a document type, which could
+    define entities.
+    """
+    if b"<!" in xml:
+        raise BundleError("model.xml holds more than elements", do="export it anew")
+    try:
+        root = ElementTree.fromstring(xml)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise BundleError("model.xml is no XML", got=error) from error
+    if root.tag != "net":
+        raise BundleError("model.xml is no OpenVINO network", got=repr(root.tag[:80]))
+    return xml
+
+
+class OpenvinoRuntime:
+    """A network run by OpenVINO on the CPU. model: model.xml, or an ONNX graph as `checked_onnx` gives it; weights:
+    model.bin. precision: bf16 computes in it where the processor can. threads: None leaves the choice to the library.
+    BundleError for what it cannot run, and for another input or other outputs."""
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        model: bytes,
+        weights: bytes | None,
+        size: tuple[int, int],
+        precision: str,
+        *,
+        threads: int | None = None,
+        hint: Literal["LATENCY", "THROUGHPUT"] = "LATENCY",
+    ) -> None:
+        openvino = _openvino()
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "PERFORMANCE_HINT": hint,
+            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+        }
+        core = openvino.Core()
+        try:
+            network = core.read_model(model) if weights is None else core.read_model(model, weights)
+            ports = [[port.any_name for port in side] for side in (network.inputs, network.outputs)]
+            shape = network.inputs[0].partial_shape if ports[0] == ["pixels"] else None
+            if ports != [["pixels"], ["logits", "features"]] or shape != openvino.PartialShape([-1, *size, 3]):
+                raise BundleError("the network has other inputs or outputs", got=f"{ports}, {shape}")
+            self._compiled = core.compile_model(network, "CPU", settings)
+        except RuntimeError as error:
+            raise BundleError("OpenVINO cannot run the network", got=str(error).strip()[-200:]) from error
+        self.size, self.precision = size, precision
+        self._own = threading.local()  # a request serves one thread at a time
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """See `Runtime`."""
+        check_pixels(pixels, self.size)
+        request = getattr(self._own, "request", None)
+        if request is None:
+            request = self._own.request = self._compiled.create_infer_request()
+        try:
+            found = request.infer([np.ascontiguousarray(pixels)])
+        except RuntimeError as error:
+            raise BundleError("OpenVINO cannot run the network", got=str(error).strip()[-200:]) from error
+        return {"logits": np.array(found["logits"]), "features": np.array(found["features"])}  # its buffers are reused
+
+
+def quantise_ir(xml: bytes, weights: bytes, pixels: NDArray[np.uint8]) -> tuple[bytes, bytes]:
+    """The network in int8, by NNCF's post-training quantisation on `pixels`, uint8 [N, H, W, 3]."""
+    openvino = _openvino()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nncf  # slow to import, and an extra
+
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        network = openvino.Core().read_model(xml, weights)
+        quantised = nncf.quantize(
+            network,
+            nncf.Dataset([row[None] for row in pixels]),
+            preset=nncf.QuantizationPreset.MIXED,  # symmetric weights, asymmetric activations
+            subset_size=len(pixels),
+        )
+    return _written(quantised)
