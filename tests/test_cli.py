@@ -228,3 +228,27 @@ def test_the_command_is_installed(tiny_cars: Path, tiny_run: Path) -> None:
     assert json.loads(done.stdout)["make"] == "BMW"
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("vmmr 0.")
+
+
+def test_export_bench_predict(
+    tiny_cars: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, image = tmp_path / "int8", str(tiny_cars / "test" / "BMW" / "M3" / "2010" / "1.png")
+    words = ["export", str(tiny_run / "bundle"), "--format", "openvino", "--precision", "int8", "--out", str(out)]
+    assert main(words) == 2
+    assert "calibrated on images" in capsys.readouterr().err
+    assert main([*words, "--data", str(tiny_cars), "--images", "24"]) == 0
+    said = capsys.readouterr().out
+    card = (out / "card.md").read_text()
+    assert said.startswith("## Exported: openvino, int8")
+    assert said.splitlines()[0] in card
+    cost = json.loads((out / "config.json").read_text())["cost"]
+    assert cost["images"] == 12  # those of the 36 training pictures that calibration did not see
+    assert set(cost["conditions"]) == {"clean", "gaussian_0.2", "fog@3", "motion_blur@3"}
+    assert cost["conditions"]["clean"]["agreement"] >= 0.9
+    assert main(["predict", str(out), image, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["make"] == "BMW"
+    assert "openvino, int8" in shown.err
+    assert main(["bench", str(out), "--batches", "1", "--threads", "1", "--seconds", "0.02"]) == 0
+    assert "int8" in capsys.readouterr().out

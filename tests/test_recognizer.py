@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import vmmr
 from vmmr.answer import Answer
 from vmmr.errors import BundleError, ConfigError, DataError, ImageError
 from vmmr.export.bundle import read_bundle
+from vmmr.recognizer import Picture
 
 
 def picture(cars: Path) -> Path:
@@ -52,8 +54,11 @@ def test_every_kind_of_picture_gets_the_same_answer(tiny_cars: Path, tiny_run: P
 
 def test_an_answer_is_the_softmax_of_the_plain_timm_model(tiny_cars: Path, tiny_run: Path) -> None:
     bundle = read_bundle(tiny_run / "bundle")
-    answer = vmmr.load(tiny_run / "bundle")(picture(tiny_cars), top=3)
-    image = bundle.preprocess(np.asarray(Image.open(picture(tiny_cars)).convert("RGB")))[None]
+    recognizer = vmmr.load(tiny_run / "bundle")
+    answer, pixels = recognizer(picture(tiny_cars), top=3), recognizer.read(picture(tiny_cars))
+    decoded = np.asarray(Image.open(picture(tiny_cars)).convert("RGB"))
+    assert np.abs(bundle.preprocess.resized(decoded).astype(int) - pixels).max() <= 1  # another resize, see `pixels`
+    image = bundle.preprocess.normalise(torch.from_numpy(pixels).permute(2, 0, 1))[None]
     with torch.no_grad():
         expected = (bundle.network().model(image) / bundle.spec.temperature).softmax(1)[0]
     found = [answer.confidence, *(c.confidence for c in answer.alternatives)]
@@ -143,3 +148,27 @@ def test_a_bundle_is_run_by_torch(tiny_run: Path) -> None:
         vmmr.load(tiny_run / "bundle", runtime="openvino")
     with pytest.raises(ConfigError, match="no such runtime"):
         vmmr.load(tiny_run / "bundle", runtime="tensorrt")  # type: ignore[arg-type]
+
+
+def test_a_stream_answers_in_order_and_holds_few_pictures(tiny_cars: Path, tiny_run: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    recognizer.batch_size = 4
+    paths = sorted(tiny_cars.glob("test/**/*.png"))
+    wanted = {path: recognizer(path) for path in paths}
+    taken = 0
+
+    def pictures() -> Iterator[Picture]:
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield b"broken" if number % 7 == 3 else paths[number % len(paths)]
+
+    number = 0
+    for number, answer in enumerate(recognizer.stream(pictures(), workers=2), start=1):
+        assert taken - number <= 3 * 4 + 2
+        if (number - 1) % 7 == 3:
+            assert isinstance(answer, ImageError)
+        else:
+            assert alike(answer, wanted[paths[(number - 1) % len(paths)]])
+    assert number == taken == 50
+    assert list(recognizer.stream([])) == []

@@ -9,8 +9,9 @@ Audi S4 Sedan 2012 (93.1%)
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args, overload
 
@@ -21,7 +22,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vmmr.answer import Answer, Candidate, LevelAnswer
-from vmmr.data.pixels import read_pixels, thread_map
+from vmmr.data.decode import decode
+from vmmr.data.pixels import ordered, thread_map
 from vmmr.errors import ConfigError, DataError, ImageError, VmmrError
 from vmmr.export.artifact import ARTIFACT, Artifact, read_artifact
 from vmmr.export.bundle import Bundle, read_bundle
@@ -32,7 +34,7 @@ from vmmr.levels import NUMBERS, year_of
 from vmmr.models.decoding import back_off, confidences_by_level, independent
 from vmmr.models.heads.hierarchy import split_levels
 
-__all__ = ["Picture", "Recognizer", "RuntimeName", "load", "recognize"]
+__all__ = ["Picture", "Recognizer", "RuntimeName", "load", "read_model", "recognize"]
 
 Picture = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
 """A path, the bytes of a file, an array uint8 [H, W, 3] or [H, W], or a Pillow image."""
@@ -87,14 +89,22 @@ class Recognizer:
 
     def answers(self, pictures: Sequence[Picture], *, top: int = 5) -> list[Answer | VmmrError]:
         """As calling, but a picture that cannot be read yields its error in its place."""
-        found: list[Answer | VmmrError] = []
-        for start in range(0, len(pictures), self.batch_size):
-            part = pictures[start : start + self.batch_size]
-            read = thread_map(lambda i, part=part: self._tried(part[i]), len(part))  # type: ignore[misc]
-            good = [pixels for pixels in read if isinstance(pixels, np.ndarray)]
+        return list(self.stream(pictures, top=top))
+
+    def stream(
+        self, pictures: Iterable[Picture], *, top: int = 5, workers: int | None = None
+    ) -> Iterator[Answer | VmmrError]:
+        """An answer a picture, or its error, in order, for as many pictures as come: a folder of millions, a camera.
+
+        workers: threads that decode and resize ahead while batches are answered; None for one a core. At most three
+        batches of pictures are held at a time; answers come by batches, the last one as it is.
+        """
+        workers = workers or _cores()
+        read = ordered(self._tried, pictures, workers=workers, ahead=2 * self.batch_size + workers)
+        while part := list(islice(read, self.batch_size)):
+            good = [pixels for pixels in part if isinstance(pixels, np.ndarray)]
             answered = iter(self.answers_from(self.outputs(np.stack(good)), top=top) if good else [])
-            found += [next(answered) if isinstance(pixels, np.ndarray) else pixels for pixels in read]
-        return found
+            yield from [next(answered) if isinstance(pixels, np.ndarray) else pixels for pixels in part]
 
     def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The direction of each picture's features: float32 [N, D], rows of length 1. Raises ImageError as calling."""
@@ -120,7 +130,7 @@ class Recognizer:
         if isinstance(picture, Image.Image):
             return self.preprocess.pixels(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")))
         if isinstance(picture, str | bytes | os.PathLike):
-            return self.preprocess.cropped(read_pixels(picture, self.preprocess))
+            return self.preprocess.pixels(decode(picture, shrink_to=self.preprocess.shrink_to))
         raise ImageError("this is no picture", got=type(picture).__name__, do="pass a path, bytes, array or image")
 
     def outputs(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -202,6 +212,11 @@ class Recognizer:
         )
 
 
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def load(
     path: str | os.PathLike[str], *, runtime: RuntimeName = "auto", device: torch.device | str = "cpu"
 ) -> Recognizer:
@@ -216,18 +231,22 @@ def load(
     """
     if runtime not in get_args(RuntimeName):
         raise ConfigError("no such runtime", got=repr(runtime), do=f"choose of {', '.join(get_args(RuntimeName))}")
-    if folder_format(path) == ARTIFACT.name:
-        if torch.device(device).type != "cpu":
-            raise ConfigError("artifacts run on the processor", got=f"device={device}", do="load the bundle instead")
-        artifact = read_artifact(path)
-        running = artifact.runtime(runtime)
-        require_pixels(artifact.golden, artifact.preprocess)
-        require_parity(artifact, artifact.golden, running)
-        return Recognizer(artifact, running)
-    if runtime not in ("auto", "torch"):
-        raise ConfigError("a bundle is run by torch", got=f"runtime={runtime!r}", do="export it first: vmmr export")
-    bundle = read_bundle(path)
-    return Recognizer(bundle, TorchRuntime(bundle, device=device))
+    model = read_model(path)
+    if isinstance(model, Bundle):
+        if runtime not in ("auto", "torch"):
+            raise ConfigError("a bundle is run by torch", got=f"runtime={runtime!r}", do="export it: vmmr export")
+        return Recognizer(model, TorchRuntime(model, device=device))
+    if torch.device(device).type != "cpu":
+        raise ConfigError("artifacts run on the processor", got=f"device={device}", do="load the bundle instead")
+    running = model.runtime(runtime)
+    require_pixels(model.golden, model.preprocess)
+    require_parity(model, model.golden, running)
+    return Recognizer(model, running)
+
+
+def read_model(path: str | os.PathLike[str]) -> Bundle | Artifact:
+    """The bundle or the artifact in a folder, told apart by its manifest.json; BundleError for anything else."""
+    return read_artifact(path) if folder_format(path) == ARTIFACT.name else read_bundle(path)
 
 
 def recognize(picture: str | Path, *, bundle: str | os.PathLike[str], top: int = 5) -> Answer:

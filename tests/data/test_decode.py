@@ -305,3 +305,20 @@ def test_real_images(shared: Path) -> None:
         pixels = decode(file)
         assert max(pixels.shape) == 160
         assert pixels.std() > 5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(("subsampling", "quality"), [(0, 95), (1, 80), (2, 40)])
+def test_an_ordinary_jpeg_has_the_pixels_that_pillow_gives(
+    mode: str, progressive: bool, subsampling: int, quality: int
+) -> None:
+    random = np.random.default_rng(quality)
+    rough = Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize((331, 217))
+    file = BytesIO()
+    rough.convert(mode).save(file, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+    for shrink_to in (None, 108, 100, 54, 27, 20):
+        image = Image.open(BytesIO(file.getvalue()))
+        if shrink_to is not None:
+            image.draft(None, (shrink_to, shrink_to))
+        assert np.array_equal(decode(file.getvalue(), shrink_to=shrink_to), np.asarray(image.convert("RGB")))

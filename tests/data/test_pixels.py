@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 from PIL import Image
 
 from vmmr.data.decode import decode
-from vmmr.data.pixels import Pixels, read_pixels, thread_map
+from vmmr.data.pixels import Pixels, ordered, read_pixels, thread_map
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError, ImageError
 
@@ -119,3 +122,40 @@ def test_real_images(shared: Path) -> None:
     files = sorted((shared / "data" / "stanford-cars-160" / "test").glob("*/*.jpg"))[::100]
     pixels = Pixels(files, Preprocess(128, 128, crop=0.875))
     assert pixels[np.arange(len(files))].float().std() > 30
+
+
+def test_ordered_takes_no_more_than_it_may_and_gives_in_order() -> None:
+    taken, given = 0, 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(200):
+            taken += 1
+            assert taken - given <= 7
+            yield number
+
+    def slow_if_even(number: int) -> int:
+        time.sleep(0.002 * (number % 2 == 0))
+        return -number
+
+    for found in ordered(slow_if_even, items(), workers=3, ahead=7):
+        assert found == -given
+        given += 1
+    assert given == taken == 200
+
+
+def test_ordered_ends_with_the_first_exception_and_when_it_is_left() -> None:
+    def fails_at_five(number: int) -> int:
+        if number == 5:
+            raise KeyError(number)
+        return number
+
+    running = ordered(fails_at_five, range(100), workers=2, ahead=4)
+    assert list(itertools.islice(running, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError, match="5"):
+        next(running)
+    started = []
+    left = ordered(started.append, range(10_000), workers=2, ahead=4)
+    next(left)
+    left.close()
+    assert len(started) <= 8

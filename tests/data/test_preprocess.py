@@ -154,3 +154,24 @@ def test_settings_refused(wrong: dict[str, Any]) -> None:
     text = json.loads(Preprocess(8, 8).to_json()) | wrong
     with pytest.raises(ConfigError):
         Preprocess.from_json(json.dumps(text))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from(["squash", "shortest", "letterbox"]),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.sampled_from([1.0, 0.8]),
+)
+def test_pixels_of_a_runtime_are_the_resized_ones_within_a_level(
+    size: tuple[int, int], target: tuple[int, int], resize: Any, interpolation: Any, crop: float
+) -> None:
+    spec = Preprocess(height=target[0], width=target[1], resize=resize, interpolation=interpolation, crop=crop)
+    image = np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    found, wanted = spec.pixels(image), spec.cropped(spec.resized(image))
+    assert (found.dtype, found.shape) == (np.uint8, (*target, 3))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+    tensor = spec.centre_crop(torch.from_numpy(spec.resized(image)).permute(2, 0, 1))
+    assert np.array_equal(wanted, tensor.permute(1, 2, 0).numpy())

@@ -1,5 +1,5 @@
 """The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `export`,
-`data import | check | render`, `demo`.
+`bench`, `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 import vmmr
+from vmmr.cli.bench import add_bench, run_bench
 from vmmr.cli.data import add_data, add_demo, run_data, run_demo
 from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
 from vmmr.cli.export import add_export, run_export
@@ -25,6 +26,7 @@ from vmmr.errors import VmmrError
 __all__ = ["main"]
 
 _VERBS = {
+    "bench": run_bench,
     "compare": run_compare,
     "data": run_data,
     "demo": run_demo,
@@ -65,6 +67,7 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     add_study(verbs)
     add_predict(verbs)
     add_export(verbs)
+    add_bench(verbs)
     add_data(verbs)
     add_demo(verbs)
     return root

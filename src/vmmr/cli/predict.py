@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ _PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 def add_predict(verbs: Any) -> None:
     """The verb."""
     predict = ArgumentParser(description="Name the vehicles in pictures.")
-    predict.add_argument("bundle", type=str, help="bundle folder")
+    predict.add_argument("model", type=str, help="bundle, or artifact of vmmr export")
     predict.add_argument("images", nargs="+", type=str, help="pictures, or folders of pictures")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--top", type=int, default=5, help="candidates an answer, itself included")
+    names = ["auto", "torch", "onnxruntime", "openvino"]
+    predict.add_argument("--runtime", default="auto", choices=names, help="what runs the network")
     verbs.add_subcommand("predict", predict, help="name the vehicles in pictures")
 
 
@@ -31,17 +34,16 @@ def run_predict(args: Namespace) -> int:
     from vmmr.answer import Answer
     from vmmr.recognizer import load
 
-    recognizer = load(args.bundle)
+    recognizer = load(args.model, runtime=args.runtime)
+    print(f"vmmr: {recognizer.runtime.name}, {recognizer.runtime.precision}", file=sys.stderr)
     failed = False
     paths = _pictures(args.images)
-    for start in range(0, len(paths), recognizer.batch_size):
-        part = paths[start : start + recognizer.batch_size]
-        for path, answer in zip(part, recognizer.answers(part, top=args.top), strict=True):
-            if isinstance(answer, Answer):
-                print(json.dumps({"path": path, **answer.to_dict()}) if args.json else f"{path}: {answer}", flush=True)
-            else:
-                failed = True
-                print(json.dumps({"path": path, "error": str(answer)}) if args.json else f"{path}: error: {answer}")
+    for path, answer in zip(paths, recognizer.stream(paths, top=args.top), strict=True):
+        if isinstance(answer, Answer):
+            print(json.dumps({"path": path, **answer.to_dict()}) if args.json else f"{path}: {answer}", flush=True)
+        else:
+            failed = True
+            print(json.dumps({"path": path, "error": str(answer)}) if args.json else f"{path}: error: {answer}")
     return 1 if failed else 0
 
 

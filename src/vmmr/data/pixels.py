@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -18,10 +19,31 @@ from vmmr.data.decode import DecodeLimits, decode
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError, ImageError
 
-__all__ = ["Pixels", "read_pixels", "thread_map"]
+__all__ = ["Pixels", "ordered", "read_pixels", "thread_map"]
 
 _DEFAULT_LIMITS = DecodeLimits()
+_S = TypeVar("_S")
 _T = TypeVar("_T")
+
+
+def ordered(work: Callable[[_S], _T], items: Iterable[_S], *, workers: int, ahead: int) -> Iterator[_T]:
+    """work(item) of each item, in order, on threads, with at most `ahead` items taken that were not yet given back: the
+    items may be endless. The first exception in that order ends it.
+
+    >>> import itertools
+    >>> list(itertools.islice(ordered(lambda i: i * i, itertools.count(), workers=2, ahead=4), 5))
+    [0, 1, 4, 9, 16]
+    """
+    pool, waiting = ThreadPoolExecutor(workers), deque[Future[_T]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def thread_map(work: Callable[[int], _T], count: int, *, workers: int = 2, progress: str | None = None) -> list[_T]:

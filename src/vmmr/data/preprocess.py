@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from vmmr.errors import ConfigError, DataError
 
@@ -119,8 +120,7 @@ class Preprocess:
 
         Raises DataError where the image is of another kind or empty.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise DataError("an image is uint8 [H, W, 3]", got=f"{image.dtype} {list(image.shape)}")
+        _check_image(image)
         picture = Image.fromarray(image)
         height, width = self.resized_size
         kernel = _FILTERS[self.interpolation]
@@ -140,9 +140,19 @@ class Preprocess:
         return np.array(canvas)
 
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3] to uint8 [height, width, 3], resized and cropped: all but the normalisation, which exported
-        networks bring along. Raises DataError as `resized`."""
-        return self.cropped(self.resized(image))
+        """uint8 [H, W, 3] to uint8 [height, width, 3], resized and cropped: what a runtime takes.
+
+        Where the image is squashed by bilinear filtering torch does it, several times as fast as Pillow: a value
+        differs from that of `resized` by at most one level of 255, and hardly any does. Raises DataError as `resized`.
+        """
+        if self.resize != "squash" or self.interpolation != "bilinear":
+            return self.cropped(self.resized(image))
+        _check_image(image)
+        if image.shape[:2] == self.resized_size:
+            return self.cropped(image)
+        pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
+        resized = functional.interpolate(pixels, self.resized_size, mode="bilinear", antialias=True)
+        return self.cropped(resized[0].permute(1, 2, 0).numpy())
 
     def cropped(self, resized: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The middle [height, width, 3] of an image [h, w, 3] of `resized_size`, as a view."""
@@ -179,6 +189,11 @@ class Preprocess:
         for row, image in zip(pixels, images, strict=True):
             row.copy_(torch.from_numpy(self.resized(image)).permute(2, 0, 1))
         return self.normalise(self.centre_crop(pixels))
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DataError("an image is uint8 [H, W, 3]", got=f"{image.dtype} {list(image.shape)}")
 
 
 def _is_number(value: Any) -> bool:

@@ -40,7 +40,7 @@ ARTIFACT = Format("vmmr-artifact", "artifact", 1, (("model.onnx", *_COMMON), ("m
 """The folder's format."""
 
 _RUNTIMES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
-"""What runs which form, the fastest first."""
+"""What runs which form, the fastest first. A graph in int8 is run by what it was quantised for and judged with."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,13 @@ class Artifact(Facts):
     def runtime(self, name: str = "auto", *, threads: int | None = None) -> Runtime:
         """The network, ready to run. name: "auto" for the fastest that is installed. ConfigError for one that is not
         installed or cannot run this form, BundleError for a network that is none or that refers to other files."""
-        able = runtimes_for(self.format)
+        able, known = runtimes_for(self.format, self.precision), _known(self.format, self.precision)
         chosen = next(iter(able), None) if name == "auto" else name
         if chosen not in able:
             raise ConfigError(
                 f"an artifact in {self.format} and {self.precision} cannot be run here",
                 got=f"runtime={name!r}",
-                do=f"install vmmr[{self.format}]"
-                if name in _RUNTIMES[self.format] or name == "auto"
-                else f"choose of {', '.join(_RUNTIMES[self.format])}",
+                do=f"install vmmr[{self.format}]" if name in ("auto", *known) else f"choose of {', '.join(known)}",
             )
         size = self.preprocess.height, self.preprocess.width
         model = self.model
@@ -94,9 +92,13 @@ class Artifact(Facts):
         return OpenvinoRuntime(model, self.weights, size, self.precision, threads=threads)
 
 
-def runtimes_for(form: ExportFormat) -> tuple[str, ...]:
+def runtimes_for(form: ExportFormat, precision: Precision) -> tuple[str, ...]:
     """The runtimes that are installed and run this form, the fastest first."""
-    return tuple(name for name in _RUNTIMES[form] if find_spec(name) is not None)
+    return tuple(name for name in _known(form, precision) if find_spec(name) is not None)
+
+
+def _known(form: ExportFormat, precision: Precision) -> tuple[str, ...]:
+    return _RUNTIMES[form][:1] if precision == "int8" else _RUNTIMES[form]
 
 
 def write_artifact(folder: Path, artifact: Artifact) -> Path:

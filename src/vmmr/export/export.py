@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ CONDITIONS = ("clean", "gaussian_0.2", "fog@3", "motion_blur@3")
 """What a precision is judged under. Calibration sees clean images and the Gaussian noise alone."""
 
 _BATCH = 32
+_NEEDED = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
 
 
 def export_bundle(
@@ -61,6 +63,12 @@ def export_bundle(
     if precision == "int8" and data is None:
         raise ConfigError("int8 is calibrated on images", got="no data", do="pass a manifest with training images")
     require_replaceable(out, ARTIFACT)  # now, not after minutes of work
+    needed = ["onnx", "onnxscript", *_NEEDED[form], *(["nncf"] if (form, precision) == ("openvino", "int8") else [])]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "the export needs more packages", got=f"no {', '.join(missing)}", do="install vmmr[onnx,openvino]"
+        )
     from vmmr.export.onnx import quantise_onnx, to_onnx  # what they need is an extra
 
     preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -166,7 +174,7 @@ def _section(form: ExportFormat, precision: Precision, facts: dict[str, Any]) ->
         f"## Exported: {form}, {precision}",
         "",
         f"From the bundle {facts['bundle']['digest'][:16]}. On the golden pictures outputs are off by at most "
-        f"{parity['difference']:.2g} ({parity['relative']:.2g} of the norm of the logits), and "
+        f"{parity['difference']:.2g} ({parity['relative']:.2g} of the norm of the logits, in the median), and "
         f"{parity['agreement']:.0%} of the first answers are torch's.",
         "",
     ]

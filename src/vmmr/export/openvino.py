@@ -5,6 +5,7 @@ Neither library reports home: `openvino_telemetry`, which both would use, is kep
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import tempfile
@@ -114,7 +115,7 @@ class OpenvinoRuntime:
 def quantise_ir(xml: bytes, weights: bytes, pixels: NDArray[np.uint8]) -> tuple[bytes, bytes]:
     """The network in int8, by NNCF's post-training quantisation on `pixels`, uint8 [N, H, W, 3]."""
     openvino = _openvino()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # where its progress bar belongs
         warnings.simplefilter("ignore")
         import nncf  # slow to import, and an extra
 

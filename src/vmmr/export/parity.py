@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vmmr.data.pixels import read_pixels
+from vmmr.data.decode import decode
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, DataError
 from vmmr.export.bundle import Bundle, Facts
@@ -41,9 +41,10 @@ __all__ = [
 MAX_DIFFERENCE = 1e-3
 """Of any logit and any feature in fp32, in its own units; the first answer has to be the same for every picture."""
 
-MAX_RELATIVE = {"bf16": 0.2, "int8": 0.5}
-"""||found - torch|| / ||torch|| of all golden logits. The golden pictures are no cars, and unkind to reduced precision:
-a network whose normalisation is lost is off by about 1. What a precision costs is told by real images instead."""
+MAX_RELATIVE = {"bf16": 0.1, "int8": 0.4}
+"""||found - torch|| / ||torch|| of a picture's logits, the median over the golden pictures. They are no cars, some are
+unkind to reduced precision, and a network whose normalisation is lost is off by about 1 on all of them: this tells
+that it is still the same network. What a precision costs is told by real images."""
 
 _MAX_PIXELS = 2.0  # levels of 255, the mean over a golden picture: decoders differ by less than 1
 _MOST = 64  # golden pictures of a stranger's artifact
@@ -133,13 +134,13 @@ def golden_set(bundle: Bundle) -> Golden:
 
 
 def _pixels(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
-    return preprocess.cropped(read_pixels(data, preprocess))
+    return preprocess.pixels(decode(data, shrink_to=preprocess.shrink_to))
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far outputs are from torch's. difference: the largest of a logit or a feature; relative: of all logits,
-    ||found - torch|| / ||torch||; agreement: share of rows with the same first answer."""
+    """How far outputs are from torch's. difference: the largest of a logit or a feature; relative: the median over rows
+    of ||found - torch|| / ||torch|| of their logits; agreement: share of rows with the same first answer."""
 
     difference: float
     relative: float
@@ -154,7 +155,8 @@ def measure(facts: Facts, golden: Golden, runtime: Runtime) -> Parity:
     apart = [
         np.abs(found[key] - wanted).max() for key, wanted in (("logits", golden.logits), ("features", golden.features))
     ]
-    norm = np.linalg.norm(found["logits"] - golden.logits) / max(float(np.linalg.norm(golden.logits)), 1e-12)
+    norms = np.linalg.norm(golden.logits, axis=1).clip(min=1e-12)
+    norm = np.median(np.linalg.norm(found["logits"] - golden.logits, axis=1) / norms)
     first = [facts.class_scores(torch.from_numpy(logits)).argmax(dim=1) for logits in (found["logits"], golden.logits)]
     numbers = np.nan_to_num([max(apart), norm], nan=np.inf)
     return Parity(float(numbers[0]), float(numbers[1]), (first[0] == first[1]).float().mean().item())
@@ -172,8 +174,8 @@ def require_parity(facts: Facts, golden: Golden, runtime: Runtime) -> Parity:
     if not good:
         raise BundleError(
             f"{runtime.name} in {runtime.precision} does not give what torch gave for the golden pictures",
-            got=f"outputs off by {found.difference:.3g} ({found.relative:.3g} of the norm of the logits), "
-            f"{found.agreement:.0%} of the first answers the same",
+            got=f"outputs off by {found.difference:.3g} ({found.relative:.3g} of the norm of the logits, in the "
+            f"median), {found.agreement:.0%} of the first answers the same",
             do=f"{bound}; export it anew with the versions that are installed",
         )
     return found

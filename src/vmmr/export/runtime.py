@@ -60,13 +60,14 @@ class PixelNetwork(nn.Module):
 
 
 class TorchRuntime:
-    """A bundle's network run by torch itself, in float32. device: where it computes."""
+    """A bundle's network run by torch itself, in float32. device: where it computes. threads: of one call on the
+    processor, which torch sets for the whole process; None leaves it as it is."""
 
     name, precision = "torch", "fp32"
 
-    def __init__(self, bundle: Bundle, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, *, device: torch.device | str = "cpu", threads: int | None = None) -> None:
         self.size = bundle.preprocess.height, bundle.preprocess.width
-        self.device = torch.device(device)
+        self.device, self.threads = torch.device(device), threads
         network = PixelNetwork(bundle.network())
         self.network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -74,6 +75,8 @@ class TorchRuntime:
     def __call__(self, pixels: NDArray[np.uint8]) -> Outputs:
         """See `Runtime`."""
         check_pixels(pixels, self.size)
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
         logits, features = self.network(torch.tensor(pixels, device=self.device))
         return {"logits": logits.float().cpu().numpy(), "features": features.float().cpu().numpy()}
 
