@@ -1,0 +1,46 @@
+"""k nearest neighbours: how far away the k-th nearest known image is, by direction.
+
+Source: Sun et al., ICML 2022 (arXiv 2204.06507).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vmmr.unknown.fitted import Fitted, Shape
+from vmmr.unknown.statistics import Statistics
+
+__all__ = ["KNNFitted", "fit_knn", "knn", "nearest"]
+
+
+@dataclass(frozen=True)
+class KNNFitted(Fitted):
+    """bank: features of known images, each of length 1; label: their classes."""
+
+    bank: Annotated[Tensor, Shape("M", "D")]
+    label: Annotated[Tensor, Shape("M", dtype=torch.int64)]
+
+
+def fit_knn(statistics: Statistics) -> KNNFitted:
+    """The bank, each image's features brought to length 1."""
+    return KNNFitted(functional.normalize(statistics.bank, dim=1), statistics.bank_label)
+
+
+def nearest(features: Tensor, bank: Tensor, k: int) -> Tensor:
+    """The k largest of each image's products with the bank, [N, k] falling, features [N, D] brought to length 1; fewer
+    where the bank is smaller."""
+    return (functional.normalize(features, dim=1) @ bank.T).topk(min(k, len(bank)), dim=1).values
+
+
+def knn(features: Tensor, logits: Tensor, fitted: KNNFitted, *, k: int = 10) -> Tensor:
+    """Distance of features [N, D] to the k-th nearest of the bank, all of length 1: [N] in [0, 2].
+
+    k: 10 as published for a bank of 1 % of ImageNet, where a class has about as many images as here.
+    """
+    cosine = nearest(features, fitted.bank, k)[:, -1]
+    return (2 - 2 * cosine).clamp(min=0).sqrt()
