@@ -7,9 +7,9 @@
 
 Of every seed one draw holds out models of known makes, whole makes, and takes what is no vehicle from the folders of
 --others; a network learns the known classes by a recipe (or is given, with its protocol). Features are extracted once
-for each condition. Scores are fitted on training images, HIMPLoS's mask and all thresholds on validation images; test
-and open sets are looked at last. Without --data vehicles are rendered, and the others are random pictures. A seed that
-is finished is not run again. Prints Markdown tables and writes results.json.
+for each condition. Scores are fitted on training images, as published; thresholds, and what "chosen" rows choose, on
+validation images; test and open sets are looked at last. Without --data vehicles are rendered, and the others are
+random pictures. A seed that is finished is not run again. Prints Markdown tables and writes results.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import carve_validation, drop_test_duplicates, split_hash
 from vmmr.errors import ConfigError
 from vmmr.evaluation.classify import predict_logits
-from vmmr.evaluation.openset import auroc, choose_percentile, openset_scores, oscr, taken_for_unknown
+from vmmr.evaluation.openset import auroc, choose_mask, openset_scores, oscr, taken_for_unknown
 from vmmr.evaluation.robustness import Degrade, condition
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import Bundle, read_bundle
@@ -45,10 +45,12 @@ from vmmr.models import Backbone
 from vmmr.recipes import recipe
 from vmmr.training.run import train
 from vmmr.training.samples import Side, open_side
-from vmmr.unknown import SCORES, Fitted, Gate, accept_threshold, decide, fit_gate, gather, hidden_scores
+from vmmr.unknown import SCORES, Fitted, Gate, Statistics, accept_threshold, decide, fit_gate, gather, hidden_scores
+from vmmr.unknown.himplos import fit_himplos
 from vmmr.unknown.quality import contrast, detail
 
 CONDITIONS = ["gaussian_0.2", "defocus@3", "motion_blur@3", "fog@3", "low_light@3", "rain@3", "jpeg@3", "downscale@3"]
+CHOSEN = ("himplos", "himplos_max_logit", "himplos_msp")
 SETS = ("models", "makes", "others")
 SIDES = (64, 48, 32, 24, 16)
 """Shorter sides in pixels to which test images are shrunk."""
@@ -61,6 +63,16 @@ class Seen(NamedTuple):
     logits: Tensor
     contrast: Tensor
     detail: Tensor
+
+
+class Judge(NamedTuple):
+    """A score with its constants."""
+
+    score: Callable[[Tensor, Tensor, Any], Tensor]
+    fitted: Fitted
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return self.score(seen.features, seen.logits, self.fitted)
 
 
 def see(network: Backbone, side: Side, degrade: Degrade | None = None) -> Seen:
@@ -145,6 +157,32 @@ def _bundle(args: argparse.Namespace, seed: int, known: Manifest, home: Path) ->
     return read_bundle(home / "run" / "bundle")
 
 
+def fit_judges(
+    statistics: Statistics, held: Seen, labels: Tensor
+) -> tuple[dict[str, Judge], dict[str, tuple[float, float | None]]]:
+    """Every score as published, and HIMPLoS with the mask and cut that validation images choose; what they chose."""
+    judges = {name: Judge(score, fit(statistics)) for name, (score, fit, _) in SCORES.items()}
+    chosen = {}
+    for name in CHOSEN:
+        score = SCORES[name].score
+        chosen[name] = choose_mask(held.features, held.logits, labels, statistics, score=score)
+        judges[f"{name}, chosen"] = Judge(score, fit_himplos(statistics, *chosen[name]))
+    return judges, chosen
+
+
+def judged(
+    judge: Judge, test: Seen, right: NDArray[np.bool_], unknown: dict[str, Seen], threshold: float
+) -> dict[str, Any]:
+    """A score under one condition: the share of known images above the threshold, and OSCR and AUROC by open set."""
+    own = judge(test).numpy()
+    foreign = {part: judge(seen).numpy() for part, seen in unknown.items()}
+    return {
+        "taken_for_unknown": taken_for_unknown(own, threshold),
+        "oscr": {part: oscr(own, right, found) for part, found in foreign.items()},
+        "auroc": {part: auroc(own, found) for part, found in foreign.items()},
+    }
+
+
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One draw: train, fit, judge. The record is written once it is complete."""
     home = args.out / f"seed-{seed}"
@@ -175,15 +213,15 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     statistics = gather(_batches(learned, sides["train"]), classifier.weight, classifier.bias, seed=seed)
     held = see(network, sides["val"])
     held_labels = torch.from_numpy(sides["val"].labels)
-    percentile = choose_percentile(held.features, held.logits, held_labels, statistics)
-    fitted = {name: _fit(name, statistics, percentile) for name in SCORES}
-    thresholds = {name: accept_threshold(_score(name, fitted, held), 0.95) for name in SCORES}
-    gate = fit_gate(
-        _score(args.gate, fitted, held),
-        hidden_scores(SCORES[args.gate].score, held.features, held.logits, held_labels, fitted[args.gate]),
-        held.contrast,
-        held.detail,
-    )
+    judges, chosen = fit_judges(statistics, held, held_labels)
+    strange = {name: judge(held) for name, judge in judges.items()}
+    thresholds = {name: accept_threshold(values, 0.95) for name, values in strange.items()}
+    hidden = {
+        name: hidden_scores(judge.score, held.features, held.logits, held_labels, judge.fitted)
+        for name, judge in judges.items()
+    }
+    told = {name: auroc(strange[name], hidden[name]) for name in judges}
+    gate = fit_gate(strange[args.gate], hidden[args.gate], held.contrast, held.detail)
     result: dict[str, Any] = {
         "seed": seed,
         "recipe": args.recipe if args.bundle is None else None,
@@ -191,7 +229,8 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "size": bundle.preprocess.height,
         "splits": split_hash(sets.known),
         "classes": {name: len(getattr(protocol, name)) for name in ("known", "models", "makes")},
-        "percentile": percentile,
+        "chosen": chosen,
+        "hidden": told,
         "gate": {"score": args.gate, **asdict(gate)},
         "clean": {},
         "noise": {},
@@ -203,31 +242,22 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         degrade = condition(name, seed=seed)
         test, unknown = see(network, sides["test"], degrade), open_sets(degrade)
         right = test.logits.argmax(dim=1).numpy() == labels
-        result["reasons"][name] = {
-            part: _reasons(gate, _score(args.gate, fitted, seen), seen)
-            for part, seen in {"known": test, **unknown}.items()
-        }
+        every = {"known": test, **unknown}
+        result["reasons"][name] = {p: _reasons(gate, judges[args.gate](seen), seen) for p, seen in every.items()}
+        scores = {row: judged(judge, test, right, unknown, thresholds[row]) for row, judge in judges.items()}
+        result["noise"][name] = {"top1": float(right.mean()), "scores": scores}
         if name == "clean":
-            result["images"] = {"known": len(labels), **{part: len(seen.logits) for part, seen in unknown.items()}}
-            result["top1"] = float(right.mean())
-        result["noise"][name] = {"top1": float(right.mean()), "scores": {}}
-        for score in SCORES:
-            strange = _score(score, fitted, test).numpy()
-            foreign = {part: _score(score, fitted, seen).numpy() for part, seen in unknown.items()}
-            if name == "clean":
-                result["clean"][score] = {
-                    part: openset_scores(strange, right, found, seed=seed) for part, found in foreign.items()
+            result["images"] = {part: len(seen.logits) for part, seen in every.items()}
+            for row, judge in judges.items():
+                own = judge(test).numpy()
+                result["clean"][row] = {
+                    part: openset_scores(own, right, judge(seen).numpy(), seed=seed) for part, seen in unknown.items()
                 }
-            result["noise"][name]["scores"][score] = {
-                "taken_for_unknown": taken_for_unknown(strange, thresholds[score]),
-                "oscr": {part: oscr(strange, right, found) for part, found in foreign.items()},
-                "auroc": {part: auroc(strange, found) for part, found in foreign.items()},
-            }
     for pixels in (side for side in SIDES if side < bundle.preprocess.height):
         test = see(network, sides["test"], lambda image, keys, pixels=pixels: shrunk(image, keys, side=pixels))
         result["sides"][str(pixels)] = {
             "top1": float((test.logits.argmax(dim=1).numpy() == labels).mean()),
-            "taken_for_unknown": taken_for_unknown(_score(args.gate, fitted, test).numpy(), gate.known),
+            "taken_for_unknown": taken_for_unknown(judges[args.gate](test).numpy(), gate.known),
         }
     record.write_text(json.dumps(result, indent=1))
     return result
@@ -237,15 +267,6 @@ def _batches(seen: Seen, side: Side) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     labels = torch.from_numpy(side.labels)
     for rows in torch.arange(len(labels)).split(256):
         yield seen.features[rows], labels[rows], rows
-
-
-def _fit(name: str, statistics: Any, percentile: float) -> Fitted:
-    masked = name.startswith("himplos") and name != "himplos_smooth"
-    return SCORES[name].fit(statistics, **({"percentile": percentile} if masked else {}))
-
-
-def _score(name: str, fitted: dict[str, Fitted], seen: Seen) -> Tensor:
-    return SCORES[name].score(seen.features, seen.logits, fitted[name])
 
 
 def _reasons(gate: Gate, scores: Tensor, seen: Seen) -> dict[str, float]:
@@ -264,14 +285,14 @@ def tables(records: list[dict[str, Any]]) -> str:
     first = records[0]
     sets = [part for part in SETS if part in first["images"]]
     heads = [f"{part} {measure}" for part in sets for measure in ("AUROC", "FPR95", "OSCR")]
-    parts = [_row(["score", *heads]), _row(["---"] * (1 + len(heads)))]
+    parts = [_row(["score", "hidden AUROC", *heads]), _row(["---"] * (2 + len(heads)))]
     for score in first["clean"]:
         cells = [
             cell(lambda r, s=score, p=part, m=measure: r["clean"][s][p][m])  # type: ignore[misc]
             for part in sets
             for measure in ("auroc", "fpr95", "oscr")
         ]
-        parts.append(_row([score, *cells]))
+        parts.append(_row([score, cell(lambda r, s=score: r["hidden"][s]), *cells]))  # type: ignore[misc]
     names = list(first["noise"])
     parts += ["", "Known images taken for unknown, at the threshold that accepts 95 % of validation images:", ""]
     parts += [_row(["score", *names]), _row(["---"] * (1 + len(names)))]
@@ -318,7 +339,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=60, help="rendered training images of a class")
     parser.add_argument("--bundle", type=Path, help="a bundle of the known classes of --protocol, instead of training")
     parser.add_argument("--protocol", type=Path)
-    parser.add_argument("--gate", default="himplos", choices=SCORES, help="the score that decides")
+    parser.add_argument("--gate", default="knn", choices=SCORES, help="the score that decides")
     parser.add_argument("--conditions", nargs="*", default=CONDITIONS)
     args = parser.parse_args()
     if (args.bundle is None) != (args.protocol is None):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -12,18 +15,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from vmmr.errors import DataError
 from vmmr.evaluation.openset import (
+    CLIPS,
     PERCENTILES,
     aupr_in,
     aupr_out,
     auroc,
-    choose_percentile,
+    choose_mask,
     fpr_at_tpr,
     openset_scores,
     oscr,
     taken_for_unknown,
 )
-from vmmr.unknown import SCORES, gather, hidden_scores
-from vmmr.unknown.himplos import fit_himplos
+from vmmr.unknown import gather, hidden_scores
+from vmmr.unknown.himplos import fit_himplos, himplos
+from vmmr.unknown.msp import msp
 
 # Few values, so that ties within and between the two are the rule.
 scores = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=30)
@@ -113,7 +118,7 @@ def test_a_certain_difference_has_a_certain_interval() -> None:
 
 
 def test_the_mask_is_chosen_by_known_images_alone() -> None:
-    """What wins is what tells images from themselves with their class hidden, and equals go to the lowest."""
+    """What wins is what tells images from themselves with their class hidden, and the first of equals."""
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % 4
     means = torch.rand(4, 16, generator=random) * 2
@@ -121,14 +126,13 @@ def test_the_mask_is_chosen_by_known_images_alone() -> None:
     weight, bias = means, -0.5 * means.square().sum(dim=1)
     statistics = gather([(features, labels, torch.arange(120))], weight, bias)
     logits = features @ weight.T + bias
-    chosen = choose_percentile(features, logits, labels, statistics)
-    score = SCORES["himplos"].score
-    values = {}
-    for percentile in PERCENTILES:
-        fitted = fit_himplos(statistics, percentile)
-        hidden = hidden_scores(score, features, logits, labels, fitted)
-        values[percentile] = auroc(score(features, logits, fitted), hidden)
-    assert values[chosen] == max(values.values()) > min(values.values())
-    assert (
-        choose_percentile(features, logits, labels, statistics, (60.0, 60.5, 61.0)) == 60.0
-    )  # one mask, of 16 weights
+    for score in (himplos, partial(himplos, end=msp)):
+        values = {}
+        for percentile, clip in product(PERCENTILES, CLIPS):
+            fitted = fit_himplos(statistics, percentile, clip)
+            hidden = hidden_scores(score, features, logits, labels, fitted)
+            values[percentile, clip] = auroc(score(features, logits, fitted), hidden)
+        chosen = choose_mask(features, logits, labels, statistics, score=score)
+        assert values[chosen] == max(values.values()) > min(values.values())
+    # Of 16 weights these keep the same.
+    assert choose_mask(features, logits, labels, statistics, percentiles=(63.0, 62.0, 61.0), clips=[None]) == (63, None)

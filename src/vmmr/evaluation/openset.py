@@ -7,7 +7,8 @@ or holds what is no finite number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,23 +18,25 @@ from torch import Tensor
 
 from vmmr.errors import DataError
 from vmmr.evaluation.intervals import interval, resampled_means
-from vmmr.unknown import SCORES, Statistics, accept_threshold, hidden_scores
-from vmmr.unknown.himplos import fit_himplos
+from vmmr.unknown import Statistics, accept_threshold, hidden_scores
+from vmmr.unknown.himplos import HIMPLoSFitted, fit_himplos, himplos
 
 __all__ = [
+    "CLIPS",
     "PERCENTILES",
     "aupr_in",
     "aupr_out",
     "auroc",
-    "choose_percentile",
+    "choose_mask",
     "fpr_at_tpr",
     "openset_scores",
     "oscr",
     "taken_for_unknown",
 ]
 
-PERCENTILES = (0.0, 10.0, 30.0, 50.0, 60.0, 70.0, 90.0)
-"""What `choose_percentile` tries."""
+PERCENTILES = (0.0, 30.0, 60.0, 90.0)
+CLIPS = (90.0, 95.0, 99.0, None)
+"""What `choose_mask` tries."""
 
 
 def auroc(known: ArrayLike, unknown: ArrayLike) -> float:
@@ -122,23 +125,30 @@ def openset_scores(
     return found
 
 
-def choose_percentile(
-    features: Tensor, logits: Tensor, labels: Tensor, statistics: Statistics, candidates: Sequence[float] = PERCENTILES
-) -> float:
-    """The percentile of HIMPLoS's mask that tells validation images best, by AUROC, from the same images with their
-    own class hidden (`hidden_scores`); among equals the lowest.
+def choose_mask(
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    statistics: Statistics,
+    *,
+    score: Callable[[Tensor, Tensor, HIMPLoSFitted], Tensor] = himplos,
+    percentiles: Sequence[float] = PERCENTILES,
+    clips: Sequence[float | None] = CLIPS,
+) -> tuple[float, float | None]:
+    """HIMPLoS's percentile and clip_percentile, see `fit_himplos`, that tell validation images best, by AUROC, from the
+    same images with their own class hidden (`hidden_scores`); among equals the first.
 
-    features [N, D], logits [N, C], labels int64 [N]: of validation images of known classes. No unknown image is needed
-    and none may be used: the rule is ours, the authors name values by data set.
+    features [N, D], logits [N, C], labels int64 [N]: of validation images of known classes, on the CPU. score: HIMPLoS
+    or a variant. No unknown image is needed and none may be used. The rule is ours: the authors name values by data
+    set.
     """
-    best, most = candidates[0], -1.0
-    for percentile in sorted(candidates):
-        fitted = fit_himplos(statistics, percentile)
-        score = SCORES["himplos"].score
+    best, most = (percentiles[0], clips[0]), -1.0
+    for percentile, clip in product(percentiles, clips):
+        fitted = fit_himplos(statistics, percentile, clip)
         known = score(features, logits, fitted)
         value = auroc(known.numpy(), hidden_scores(score, features, logits, labels, fitted).numpy())
         if value > most:
-            best, most = percentile, value
+            best, most = (percentile, clip), value
     return best
 
 

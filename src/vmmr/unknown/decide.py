@@ -78,7 +78,7 @@ def fit_gate(
     detail: Tensor,
     *,
     rate: float = 0.95,
-    vehicle_rate: float = 0.99,
+    vehicle_rate: float = 0.95,
     tail: float = 0.01,
     shortest: int = 0,
 ) -> Gate:

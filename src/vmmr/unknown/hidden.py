@@ -33,7 +33,7 @@ def hidden_scores(
     classes = logits.shape[1]
     if classes < 2 or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
         raise DataError("to hide a class takes two classes and labels", got=f"{classes} classes")
-    found = torch.empty(len(labels), dtype=logits.dtype)
+    found = logits.new_empty(len(labels))
     for label in torch.unique(labels).tolist():
         rows = labels == label
         left = torch.cat([logits[rows, :label], logits[rows, label + 1 :]], dim=1)

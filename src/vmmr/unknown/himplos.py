@@ -38,9 +38,9 @@ def fit_himplos(
     """Masks, prototypes and the cut.
 
     percentile: the share of weights of each class, signed, that is masked away, in [0, 100): 30 as published for
-    ImageNet, 60 for CIFAR; 0 keeps all. `vmmr.evaluation.openset.choose_percentile` picks it by validation images.
-    clip_percentile: features are cut off at this percentile of the training images' activations, as ReAct's; None:
-    nowhere. Prototypes are means over all training images of a class, those answered wrong too.
+    ImageNet, 60 for CIFAR; 0 keeps all. clip_percentile: features are cut off at this percentile of the training
+    images' activations, as ReAct's; None: nowhere. `vmmr.evaluation.openset.choose_mask` picks both by validation
+    images. Prototypes are means over all training images of a class, those answered wrong too.
 
     Raises ConfigError for a percentile out of range.
     """
