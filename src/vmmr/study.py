@@ -7,11 +7,9 @@ was selected.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -24,6 +22,7 @@ import vmmr
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.errors import ConfigError
+from vmmr.files import alone_in
 from vmmr.recipes import recipe
 from vmmr.workers import Job, do_all, start_workers
 
@@ -237,7 +236,8 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
         condition(name)
     if processes < 0:
         raise ConfigError("processes are 0 or more", got=processes)
-    with _alone(study.out):
+    with alone_in(study.out):
+        (study.out / "runs").mkdir(exist_ok=True)
         images, who = _images(study, progress)
         runs: dict[str, tuple[str, TrainConfig]] = {}
         for seed, setting in product(study.seeds, settings):  # seeds outermost: what is there after an hour has all
@@ -320,20 +320,6 @@ def _images(study: Study, progress: bool) -> tuple[Path, str]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """The folder, for this study alone; a killed study leaves nothing locked."""
-    with ExitStack() as stack:
-        try:
-            (out / "runs").mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context((out / ".lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError("another study works in this folder", got=str(out), do="wait for it") from error
-        except OSError as error:
-            raise ConfigError("cannot make the folder of the study", got=error, do="name another") from error
-        yield
 
 
 def _jobs(study: Study, runs: Mapping[str, tuple[str, TrainConfig]], images: Path, split: str) -> list[Job]:

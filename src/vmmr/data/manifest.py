@@ -23,8 +23,6 @@ Whatever lies at a path is only ever handed to the image decoder.
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -51,6 +49,7 @@ from vmmr.data.columns import (
     words_of,
 )
 from vmmr.errors import ManifestError
+from vmmr.files import whole_file
 from vmmr.taxonomy import Taxonomy, VehicleClass
 
 __all__ = ["Manifest"]
@@ -138,21 +137,12 @@ class Manifest:
             below = root.relative_to(home) if root.is_relative_to(home) else root
             table = table.set_column(0, "path", joined(table["path"], below))
         table = table.select([name for name in table.column_names if name in ("path", "model") or used(table[name])])
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                if suffix == ".csv":
-                    plain = pa.schema([(f.name, pa.string() if f.type == WORDS else f.type) for f in table.schema])
-                    pa_csv.write_csv(table.cast(plain), file)
-                else:
-                    pq.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(draft).chmod(0o644)
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            if suffix == ".csv":
+                plain = pa.schema([(f.name, pa.string() if f.type == WORDS else f.type) for f in table.schema])
+                pa_csv.write_csv(table.cast(plain), file)
+            else:
+                pq.write_table(table, file)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

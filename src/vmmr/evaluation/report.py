@@ -14,7 +14,6 @@ The first model is the one that the others are compared with.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from vmmr.errors import ConfigError
 from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.examples import Example, picture_uri
 from vmmr.evaluation.figures import MOST_SERIES, Models, corruption_figure, history_figure, sigma_figure
+from vmmr.files import whole_file
 from vmmr.noise import HELD_OUT_OPS, OPS
 
 __all__ = ["render", "under_noise", "write_report", "write_text"]
@@ -73,15 +73,8 @@ def render(template: str, **values: object) -> str:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file; nothing half-written is ever at `path`."""
-    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(text.encode())
     return path
 
 
