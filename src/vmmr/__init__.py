@@ -12,13 +12,24 @@ from vmmr.answer import Answer, Box, Candidate, LevelAnswer
 from vmmr.errors import VmmrError
 
 if TYPE_CHECKING:
-    from vmmr.recognizer import Recognizer, load, recognize
+    from vmmr.recognizer import Crop, Recognizer, load, recognize
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Box", "Candidate", "LevelAnswer", "Recognizer", "VmmrError", "__version__", "load", "recognize"]
+__all__ = [
+    "Answer",
+    "Box",
+    "Candidate",
+    "Crop",
+    "LevelAnswer",
+    "Recognizer",
+    "VmmrError",
+    "__version__",
+    "load",
+    "recognize",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Recognizer", "load", "recognize"):
+    if name in ("Crop", "Recognizer", "load", "recognize"):
         return getattr(import_module("vmmr.recognizer"), name)
     raise AttributeError(f"module 'vmmr' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args, overload
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vmmr.answer import Answer, Candidate, LevelAnswer
+from vmmr.answer import Answer, Box, Candidate, LevelAnswer
 from vmmr.data.decode import decode
-from vmmr.data.pixels import ordered, thread_map
+from vmmr.data.pixels import cut_out, ordered, thread_map
 from vmmr.errors import ConfigError, DataError, ImageError, VmmrError
 from vmmr.export.artifact import ARTIFACT, Artifact, read_artifact
 from vmmr.export.bundle import Bundle, read_bundle
@@ -34,13 +34,33 @@ from vmmr.levels import NUMBERS, year_of
 from vmmr.models.decoding import back_off, confidences_by_level, independent
 from vmmr.models.heads.hierarchy import split_levels
 
-__all__ = ["Picture", "Recognizer", "RuntimeName", "load", "read_model", "recognize"]
+__all__ = ["Crop", "Picture", "Recognizer", "RuntimeName", "load", "read_model", "recognize"]
 
-Picture = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
-"""A path, the bytes of a file, an array uint8 [H, W, 3] or [H, W], or a Pillow image."""
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A vehicle in a picture: what the box holds of it, upright, cut at its border."""
+
+    picture: str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
+    box: Box
+
+
+Picture = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image | Crop
+"""A path, the bytes of a file, an array uint8 [H, W, 3] or [H, W], a Pillow image, or a `Crop` of one of them."""
 
 RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
 """What runs a network; `auto` is the fastest that is installed and fits."""
+
+
+def _decoded(picture: Picture, shrink_to: int | None) -> NDArray[np.uint8]:
+    """The upright picture, uint8 [H, W, 3]; shrink_to: see `decode`."""
+    if isinstance(picture, np.ndarray):
+        return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+    if isinstance(picture, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    if isinstance(picture, str | bytes | os.PathLike):
+        return decode(picture, shrink_to=shrink_to)
+    raise ImageError("this is no picture", got=type(picture).__name__, do="pass a path, bytes, array or image")
 
 
 class Recognizer:
@@ -120,18 +140,18 @@ class Recognizer:
         return features
 
     def read(self, picture: Picture) -> NDArray[np.uint8]:
-        """Decoded, upright, resized and cropped: uint8 [H, W, 3] of the runtime's size. Several threads may read.
+        """Decoded, upright, cut out, resized and cropped: uint8 [H, W, 3] of the runtime's size. Several threads may
+        read.
 
-        Raises ImageError for what is no acceptable picture, DataError for an array that is none.
+        Raises ImageError for what is no acceptable picture and for a box that holds no pixel, DataError for an array
+        that is none.
         """
-        if isinstance(picture, np.ndarray):
-            image = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
-            return self.preprocess.pixels(image)
-        if isinstance(picture, Image.Image):
-            return self.preprocess.pixels(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")))
-        if isinstance(picture, str | bytes | os.PathLike):
-            return self.preprocess.pixels(decode(picture, shrink_to=self.preprocess.shrink_to))
-        raise ImageError("this is no picture", got=type(picture).__name__, do="pass a path, bytes, array or image")
+        if not isinstance(picture, Crop):
+            return self.preprocess.pixels(_decoded(picture, self.preprocess.shrink_to))
+        box, source = picture.box, picture.picture
+        name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
+        image = cut_out(_decoded(source, None), (box.left, box.top, box.right, box.bottom), name)
+        return self.preprocess.pixels(image)
 
     def outputs(self, pixels: NDArray[np.uint8]) -> Outputs:
         """One pass through the runtime: uint8 [B, H, W, 3], as `read` gives them -> logits and features."""

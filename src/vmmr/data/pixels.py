@@ -19,7 +19,7 @@ from vmmr.data.decode import DecodeLimits, decode
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError, ImageError
 
-__all__ = ["Pixels", "ordered", "read_pixels", "thread_map"]
+__all__ = ["Pixels", "cut_out", "ordered", "read_pixels", "thread_map"]
 
 _DEFAULT_LIMITS = DecodeLimits()
 _S = TypeVar("_S")
@@ -63,6 +63,18 @@ def thread_map(work: Callable[[int], _T], count: int, *, workers: int = 2, progr
         pool.shutdown(cancel_futures=True)
 
 
+def cut_out(image: NDArray[np.uint8], box: Sequence[int] | NDArray[np.int64], name: str) -> NDArray[np.uint8]:
+    """The box of an image [H, W, 3]: left, top, right, bottom, half-open, cut at the image's border. `name` is for the
+    ImageError of a box that holds no pixel."""
+    left, top, right, bottom = (max(0, int(side)) for side in box)
+    part = image[top:bottom, left:right]
+    if part.size == 0:
+        got = f"left, top, right, bottom = {', '.join(str(int(side)) for side in box)}"
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise ImageError(f"the box in {name} holds no pixel", got=f"{got} in {size}", do="correct the box")
+    return part
+
+
 def read_pixels(
     source: bytes | str | os.PathLike[str],
     preprocess: Preprocess,
@@ -80,13 +92,7 @@ def read_pixels(
     whole = box is None or all(side == -1 for side in box)
     image = decode(source, limits=limits, name=name, shrink_to=preprocess.shrink_to if whole else None)
     if box is not None and not whole:
-        left, top, right, bottom = (max(0, int(side)) for side in box)
-        size = f"{image.shape[1]} x {image.shape[0]} pixels"
-        image = image[top:bottom, left:right]
-        if image.size == 0:
-            where = name or ("the image" if isinstance(source, bytes) else os.fsdecode(source))
-            got = f"left, top, right, bottom = {', '.join(str(int(side)) for side in box)} in {size}"
-            raise ImageError(f"the box in {where} holds no pixel", got=got, do="correct the box")
+        image = cut_out(image, box, name or ("the image" if isinstance(source, bytes) else os.fsdecode(source)))
     return preprocess.resized(image)
 
 
