@@ -77,8 +77,7 @@ def test_a_table_names_pictures_and_boxes(tiny_cars: Path, tiny_run: Path, tmp_p
     pa_csv.write_csv(pa.table(columns), tmp_path / "table.csv")
     pq.write_table(pa.table(columns), tmp_path / "table.parquet")
     recognizer = vmmr.load(tiny_run / "bundle")
-    boxes = [Box(4, 5, 30, 25), None]
-    expected = recognizer.answers([first, second], boxes=boxes)
+    expected = recognizer.answers([vmmr.Crop(first, Box(4, 5, 30, 25)), second])
     for kind in ("csv", "parquet"):
         out = tmp_path / kind
         assert run_bulk(tiny_run / "bundle", [tmp_path / f"table.{kind}"], out, progress=False) == Summary(3, 2, 1)

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -252,3 +253,30 @@ def test_export_bench_predict(
     assert "openvino, int8" in shown.err
     assert main(["bench", str(out), "--batches", "1", "--threads", "1", "--seconds", "0.02"]) == 0
     assert "int8" in capsys.readouterr().out
+
+
+def test_predict_in_bulk(tiny_cars: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", str(tiny_run / "bundle"), str(tiny_cars / "test"), "--out", str(tmp_path / "answers")]
+    assert main([*words, "--part", "5"]) == 0
+    assert lines(capsys) == [{"out": str(tmp_path / "answers"), "pictures": 12, "answered": 12, "failed": 0}]
+    found = pq.read_table(tmp_path / "answers", columns=["path", "make"]).to_pylist()
+    assert {Path(row["path"]).parts[-4] for row in found} == {"Audi", "BMW"}
+    right = sum(row["make"] == Path(row["path"]).parts[-4] for row in found)
+    assert right >= 10
+    assert main([*words, "--part", "6"]) == 2
+    assert "another part" in capsys.readouterr().err
+
+
+def test_track(tiny_cars: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = tiny_cars / "test" / "BMW" / "M3" / "2010"
+    table = tmp_path / "sightings.csv"
+    table.write_text("frame,track,left,top,right,bottom\n0,7,0,0,48,36\n3,7,4,0,40,36\n1,8,100,0,120,20\n")
+    words = ["track", str(tiny_run / "bundle"), str(frames), "--sightings", str(table)]
+    assert main([*words, "--json"]) == 1  # track 8 is never in the picture
+    seen, unseen = lines(capsys)
+    assert (seen["track"], seen["frames"], seen["first"], seen["last"]) == ("7", 2, 0, 3)
+    assert isinstance(seen["answer"], dict)
+    assert seen["answer"]["make"] == "BMW"
+    assert (unseen["answer"], unseen["failed"]) == (None, 1)
+    main(words)
+    assert re.search(r"^7: BMW M3 2010 \([0-9.]+%\), frames 0 to 3, 2 of them seen$", capsys.readouterr().out, re.M)

@@ -28,13 +28,13 @@ from rich.progress import track
 
 import vmmr
 from vmmr.answer import Answer, Box
+from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
 from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
 from vmmr.files import alone_in, whole_file
-from vmmr.recognizer import Recognizer, load
+from vmmr.recognizer import Crop, Picture, Recognizer, RuntimeName, load
 
-__all__ = ["ANSWERS", "PICTURE_SUFFIXES", "Summary", "answer_part", "listed", "run_bulk"]
+__all__ = ["ANSWERS", "Summary", "answer_part", "listed", "run_bulk"]
 
-PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _TABLES = (".csv", ".parquet")
 _BOX = ("left", "top", "right", "bottom")
 _LISTING = pa.schema([("path", pa.string()), *((side, pa.int64()) for side in _BOX)])
@@ -91,7 +91,7 @@ def _below(folder: Path) -> Iterator[str]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _below(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
+            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
                 yield entry.path
 
 
@@ -116,14 +116,18 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         raise ManifestError(f"{table.name} cannot be read as a table of pictures", got=error) from error
 
 
+def _picture(row: dict[str, Any]) -> Picture:
+    path: str = row["path"]
+    return path if row["left"] is None else Crop(path, Box(*(row[side] for side in _BOX)))
+
+
 def answer_part(recognizer: Recognizer, out: Path, number: int, *, top: int) -> None:
     """Answer one part of the listing in `out`, unless it is answered already."""
     target = _part(out, number)
     if target.exists():
         return
     rows = pq.ParquetFile(out / "pictures.parquet").read_row_group(number).to_pylist()
-    boxes = [None if row["left"] is None else Box(*(row[side] for side in _BOX)) for row in rows]
-    found = recognizer.answers([row["path"] for row in rows], boxes=boxes, top=top)
+    found = recognizer.answers([_picture(row) for row in rows], top=top)
     for row, answer in zip(rows, found, strict=True):
         row |= answer.to_dict() if isinstance(answer, Answer) else {"error": str(answer)}
     with whole_file(target) as file:
@@ -137,6 +141,7 @@ def run_bulk(
     *,
     top: int = 5,
     part: int = 1024,
+    runtime: RuntimeName = "auto",
     engine: Literal["local", "ray"] = "local",
     workers: int = 2,
     address: str | None = None,
@@ -145,7 +150,7 @@ def run_bulk(
     """Answer what is not answered yet; pictures that cannot be read get an error in place of an answer.
 
     bundle: folder of a bundle or an exported artifact. sources: see `listed`. top: candidates an answer. part: pictures
-    a file; with `top`, what decides how much memory a worker needs. engine: this process, or Ray, where so many
+    a file; with `top`, what decides how much memory a worker needs. runtime: see `load`. engine: this process, or Ray, where so many
     `workers` take parts; `address` is that of a running cluster, whose machines see bundle, pictures and `out` at the
     same paths; without it, Ray starts on this machine.
 
@@ -158,7 +163,9 @@ def run_bulk(
     if engine not in ("local", "ray"):
         raise ConfigError("no such engine", got=repr(engine), do="choose local or ray")
     bundle = Path(bundle).resolve()
-    recognizer = load(bundle) if engine == "local" else None  # first: a bundle that fails costs no listing
+    recognizer = (
+        load(bundle, runtime=runtime) if engine == "local" else None
+    )  # first: a bundle that fails costs no listing
     job = {
         "format": "vmmr-predictions",
         "version": 1,
@@ -173,7 +180,7 @@ def run_bulk(
         parts = pq.read_metadata(out / "pictures.parquet").num_row_groups
         missing = [number for number in range(parts) if not _part(out, number).exists()]
         if recognizer is None:
-            done = _on_ray(bundle, out, missing, job, workers, address)
+            done = _on_ray(bundle, out, missing, job, runtime, workers, address)
         else:
             done = _here(recognizer, out, missing, top)
         for _ in track(done, "answering", total=len(missing), disable=not progress, transient=True):
@@ -203,7 +210,7 @@ def _begin(out: Path, job: dict[str, Any]) -> None:
             writer.write_table(pa.Table.from_pylist(some, schema=_LISTING), row_group_size=job["part"])
             count += len(some)
         if not count:
-            raise DataError("no pictures here", got=job["sources"], do=f"they need {', '.join(PICTURE_SUFFIXES)} files")
+            raise DataError("no pictures here", got=job["sources"], do=f"they need {', '.join(IMAGE_SUFFIXES)} files")
     with whole_file(described) as file:
         file.write(json.dumps(job, indent=1).encode())
 
@@ -231,10 +238,10 @@ def _here(recognizer: Recognizer, out: Path, missing: Sequence[int], top: int) -
 class _Answerer:
     """A worker of Ray: loads the bundle once, then answers parts."""
 
-    def __init__(self, bundle: Path, out: Path, digest: str, top: int) -> None:
+    def __init__(self, bundle: Path, out: Path, digest: str, top: int, runtime: RuntimeName) -> None:
         if _digest(bundle) != digest:
             raise BundleError("this machine sees another bundle", got=_digest(bundle)[:16], do="share one folder")
-        self._recognizer, self._out, self._top = load(bundle), out, top
+        self._recognizer, self._out, self._top = load(bundle, runtime=runtime), out, top
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         answer_part(self._recognizer, self._out, int(row["part"]), top=self._top)
@@ -242,7 +249,13 @@ class _Answerer:
 
 
 def _on_ray(
-    bundle: Path, out: Path, missing: Sequence[int], job: dict[str, Any], workers: int, address: str | None
+    bundle: Path,
+    out: Path,
+    missing: Sequence[int],
+    job: dict[str, Any],
+    runtime: RuntimeName,
+    workers: int,
+    address: str | None,
 ) -> Iterator[int]:
     """Parts by actors of Ray Data: what a lost machine had not finished is answered by another."""
     try:
@@ -257,7 +270,7 @@ def _on_ray(
     parts = ray.data.from_items([{"part": number} for number in missing], override_num_blocks=len(missing))
     answered = parts.map(
         _Answerer,  # type: ignore[arg-type]  # a class whose objects are the function
-        fn_constructor_args=(bundle, out.resolve(), job["bundle"], job["top"]),
+        fn_constructor_args=(bundle, out.resolve(), job["bundle"], job["top"], runtime),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         num_cpus=1,
     )

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from vmmr.answer import Answer, Box
+from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
 from vmmr.data.decode import decode
 from vmmr.errors import ConfigError, DataError, ImageError, ManifestError
-from vmmr.recognizer import Recognizer
+from vmmr.recognizer import Crop, Recognizer
 
 __all__ = ["Sighting", "TrackAnswer", "answer_tracks", "fit_independence", "frames_of", "fuse", "read_sightings"]
 
 _SIDES = ("left", "top", "right", "bottom")
-_PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +159,9 @@ def frames_of(source: str | os.PathLike[str]) -> Iterator[NDArray[np.uint8] | Im
     """
     source = Path(source)
     if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in _PICTURES)
+        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
-            raise DataError("no pictures in this folder", got=source, do=f"it needs {', '.join(_PICTURES)} files")
+            raise DataError("no pictures in this folder", got=source, do=f"it needs {', '.join(IMAGE_SUFFIXES)} files")
         for path in paths:
             try:
                 yield decode(path)
@@ -247,7 +247,7 @@ def _crops(
             try:
                 if isinstance(frame, ImageError):
                     raise frame
-                yield track, recognizer.read(frame, sighting.box)
+                yield track, recognizer.read(frame if sighting.box is None else Crop(frame, sighting.box))
             except ImageError:
                 track.failed += 1
             sighting = next(rest, None)

@@ -1,5 +1,5 @@
-"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `export`,
-`bench`, `data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `track`, `export`, `bench`,
+`data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -18,7 +18,7 @@ from vmmr.cli.bench import add_bench, run_bench
 from vmmr.cli.data import add_data, add_demo, run_data, run_demo
 from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
 from vmmr.cli.export import add_export, run_export
-from vmmr.cli.predict import add_predict, run_predict
+from vmmr.cli.predict import add_predict, run_predict, run_track
 from vmmr.cli.study import add_study, run_study
 from vmmr.cli.train import add_train, run_train
 from vmmr.errors import VmmrError
@@ -35,13 +35,14 @@ _VERBS = {
     "export": run_export,
     "predict": run_predict,
     "study": run_study,
+    "track": run_track,
     "train": run_train,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status: 0, 1 (predict: some image could not be read; study: some run failed), 2 (a
-    mistake)."""
+    """Run one verb; returns its exit status: 0, 1 (predict, track: some image could not be read; study: some run
+    failed), 2 (a mistake)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser(words).parse_args(words)
