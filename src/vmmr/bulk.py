@@ -24,6 +24,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.progress import track
 
 import vmmr
@@ -183,7 +184,8 @@ def run_bulk(
             done = _on_ray(bundle, out, missing, job, runtime, workers, address)
         else:
             done = _here(recognizer, out, missing, top)
-        for _ in track(done, "answering", total=len(missing), disable=not progress, transient=True):
+        console = Console(stderr=True)
+        for _ in track(done, "answering", total=len(missing), console=console, disable=not progress, transient=True):
             pass
         return _summary(out)
 
