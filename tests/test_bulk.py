@@ -107,7 +107,7 @@ def test_another_job_does_not_mix_with_what_is_there(tiny_cars: Path, tiny_run: 
         run_bulk(tiny_run / "bundle", [tiny_cars / "test"], out, part=10, top=1, progress=False)
     with pytest.raises(ConfigError, match="another sources"):
         run_bulk(tiny_run / "bundle", [tiny_cars], out, part=10, progress=False)
-    (out / "job.json").unlink()
+    (out / "_job.json").unlink()
     with pytest.raises(ConfigError, match="parts of no job"):
         run_bulk(tiny_run / "bundle", [tiny_cars / "test"], out, part=10, progress=False)
 

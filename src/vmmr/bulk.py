@@ -1,8 +1,8 @@
 """Answers for any number of pictures: a listing, cut into parts, each answered whole into a Parquet file.
 
     out/
-      job.json               what may not change from one run to the next
-      pictures.parquet       the listing, one row group a part: path, box
+      _job.json              what may not change from one run to the next
+      _pictures.parquet      the listing, one row group a part: path, box
       part-00000000.parquet  the answers of one part
       ...
 
@@ -127,7 +127,7 @@ def answer_part(recognizer: Recognizer, out: Path, number: int, *, top: int) -> 
     target = _part(out, number)
     if target.exists():
         return
-    rows = pq.ParquetFile(out / "pictures.parquet").read_row_group(number).to_pylist()
+    rows = pq.ParquetFile(out / "_pictures.parquet").read_row_group(number).to_pylist()
     found = recognizer.answers([_picture(row) for row in rows], top=top)
     for row, answer in zip(rows, found, strict=True):
         row |= answer.to_dict() if isinstance(answer, Answer) else {"error": str(answer)}
@@ -150,10 +150,10 @@ def run_bulk(
 ) -> Summary:
     """Answer what is not answered yet; pictures that cannot be read get an error in place of an answer.
 
-    bundle: folder of a bundle or an exported artifact. sources: see `listed`. top: candidates an answer. part: pictures
-    a file; with `top`, what decides how much memory a worker needs. runtime: see `load`. engine: this process, or Ray, where so many
-    `workers` take parts; `address` is that of a running cluster, whose machines see bundle, pictures and `out` at the
-    same paths; without it, Ray starts on this machine.
+    bundle: folder of a bundle or an exported artifact; runtime: see `load`. sources: see `listed`. top: candidates an
+    answer. part: pictures a file; with `top`, what decides how much memory a worker needs. engine: this process, or
+    Ray, where so many `workers` take parts; `address` is that of a running cluster, whose machines see bundle, pictures
+    and `out` at the same paths; without it, Ray starts on this machine.
 
     Raises ConfigError where `out` holds a job with another bundle or other settings, or one that is running;
     DataError for sources that do not exist.
@@ -178,7 +178,7 @@ def run_bulk(
     }
     with alone_in(out):
         _begin(out, job)
-        parts = pq.read_metadata(out / "pictures.parquet").num_row_groups
+        parts = pq.read_metadata(out / "_pictures.parquet").num_row_groups
         missing = [number for number in range(parts) if not _part(out, number).exists()]
         if recognizer is None:
             done = _on_ray(bundle, out, missing, job, runtime, workers, address)
@@ -191,8 +191,8 @@ def run_bulk(
 
 
 def _begin(out: Path, job: dict[str, Any]) -> None:
-    """Make the listing and job.json, or see that this is the job that is there."""
-    described = out / "job.json"
+    """Make the listing and _job.json, or see that this is the job that is there."""
+    described = out / "_job.json"
     if described.exists():
         before = json.loads(described.read_text(encoding="utf-8"))
         for key, value in job.items():
@@ -207,7 +207,7 @@ def _begin(out: Path, job: dict[str, Any]) -> None:
         raise ConfigError("this folder holds parts of no job", got=out, do="name a new folder")
     rows = listed(job["sources"])
     count = 0
-    with whole_file(out / "pictures.parquet") as file, pq.ParquetWriter(file, _LISTING) as writer:
+    with whole_file(out / "_pictures.parquet") as file, pq.ParquetWriter(file, _LISTING) as writer:
         while some := list(islice(rows, job["part"])):
             writer.write_table(pa.Table.from_pylist(some, schema=_LISTING), row_group_size=job["part"])
             count += len(some)
@@ -220,7 +220,7 @@ def _begin(out: Path, job: dict[str, Any]) -> None:
 def _summary(out: Path) -> Summary:
     """Counted from the feet of the files, not from their rows."""
     pictures = answered = failed = 0
-    listing = pq.read_metadata(out / "pictures.parquet")
+    listing = pq.read_metadata(out / "_pictures.parquet")
     for number in range(listing.num_row_groups):
         pictures += listing.row_group(number).num_rows
         if _part(out, number).exists():
