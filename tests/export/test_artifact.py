@@ -21,7 +21,15 @@ from vmmr.errors import BundleError, ConfigError
 from vmmr.export.artifact import Artifact, read_artifact, write_artifact
 from vmmr.export.bundle import Bundle, read_bundle, write_bundle
 from vmmr.export.export import export_bundle
-from vmmr.export.parity import MAX_DIFFERENCE, golden_pictures, golden_set, measure, require_parity
+from vmmr.export.parity import (
+    MAX_DIFFERENCE,
+    Golden,
+    golden_pictures,
+    golden_set,
+    measure,
+    require_parity,
+    require_pixels,
+)
 from vmmr.export.runtime import TorchRuntime
 
 onnx = pytest.importorskip("onnx")
@@ -127,6 +135,15 @@ def test_runtimes_are_for_their_forms(ir_folder: Path, onnx_folder: Path) -> Non
         vmmr.load(onnx_folder, runtime="torch")
     with pytest.raises(ConfigError, match="processor"):
         vmmr.load(onnx_folder, device="cuda")
+
+
+def test_golden_pictures_survive_the_file_to_the_last_bit(bundle: Bundle) -> None:
+    golden = golden_set(bundle)
+    read = Golden.from_bytes(golden.to_bytes())
+    assert read.pictures == golden.pictures == golden_pictures()
+    for name in ("pixels", "logits", "features"):
+        assert np.array_equal(getattr(read, name), getattr(golden, name))
+    require_pixels(read, bundle.preprocess)
 
 
 # --- altered, and hostile

@@ -152,7 +152,7 @@ class Preprocess:
             return self.cropped(image)
         pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
         resized = functional.interpolate(pixels, self.resized_size, mode="bilinear", antialias=True)
-        return self.cropped(resized[0].permute(1, 2, 0).numpy())
+        return np.ascontiguousarray(self.cropped(resized[0].permute(1, 2, 0).numpy()))
 
     def cropped(self, resized: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The middle [height, width, 3] of an image [h, w, 3] of `resized_size`, as a view."""

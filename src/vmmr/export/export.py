@@ -174,7 +174,7 @@ def _section(form: ExportFormat, precision: Precision, facts: dict[str, Any]) ->
         f"## Exported: {form}, {precision}",
         "",
         f"From the bundle {facts['bundle']['digest'][:16]}. On the golden pictures outputs are off by at most "
-        f"{parity['difference']:.2g} ({parity['relative']:.2g} of the norm of the logits, in the median), and "
+        f"{parity['difference']:.2g} ({parity['relative']:.2g} of their norm, in the median), and "
         f"{parity['agreement']:.0%} of the first answers are torch's.",
         "",
     ]

@@ -42,9 +42,9 @@ MAX_DIFFERENCE = 1e-3
 """Of any logit and any feature in fp32, in its own units; the first answer has to be the same for every picture."""
 
 MAX_RELATIVE = {"bf16": 0.1, "int8": 0.4}
-"""||found - torch|| / ||torch|| of a picture's logits, the median over the golden pictures. They are no cars, some are
-unkind to reduced precision, and a network whose normalisation is lost is off by about 1 on all of them: this tells
-that it is still the same network. What a precision costs is told by real images."""
+"""||found - torch|| of a picture's logits and features together, over ||torch||, the median over the golden pictures.
+They are no cars, some are unkind to reduced precision, and a network whose normalisation is lost is off by about 1 on
+all of them: this tells that it is still the same network. What a precision costs is told by real images."""
 
 _MAX_PIXELS = 2.0  # levels of 255, the mean over a golden picture: decoders differ by less than 1
 _MOST = 64  # golden pictures of a stranger's artifact
@@ -62,7 +62,8 @@ class Golden:
     def to_bytes(self) -> bytes:
         """As golden.safetensors holds it."""
         encoded = {f"picture_{n}": np.frombuffer(data, np.uint8) for n, data in enumerate(self.pictures)}
-        return save({**encoded, "pixels": self.pixels, "logits": self.logits, "features": self.features})
+        rows = {"pixels": self.pixels, "logits": self.logits, "features": self.features}
+        return save({**encoded, **{name: np.ascontiguousarray(array) for name, array in rows.items()}})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Golden:
@@ -140,7 +141,8 @@ def _pixels(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
 @dataclass(frozen=True)
 class Parity:
     """How far outputs are from torch's. difference: the largest of a logit or a feature; relative: the median over rows
-    of ||found - torch|| / ||torch|| of their logits; agreement: share of rows with the same first answer."""
+    of ||found - torch|| / ||torch||, logits and features side by side; agreement: share of rows with the same
+    first answer."""
 
     difference: float
     relative: float
@@ -155,8 +157,9 @@ def measure(facts: Facts, golden: Golden, runtime: Runtime) -> Parity:
     apart = [
         np.abs(found[key] - wanted).max() for key, wanted in (("logits", golden.logits), ("features", golden.features))
     ]
-    norms = np.linalg.norm(golden.logits, axis=1).clip(min=1e-12)
-    norm = np.median(np.linalg.norm(found["logits"] - golden.logits, axis=1) / norms)
+    wanted = np.hstack([golden.logits, golden.features])
+    off = np.linalg.norm(np.hstack([found["logits"], found["features"]]) - wanted, axis=1)
+    norm = np.median(off / np.linalg.norm(wanted, axis=1).clip(min=1e-12))
     first = [facts.class_scores(torch.from_numpy(logits)).argmax(dim=1) for logits in (found["logits"], golden.logits)]
     numbers = np.nan_to_num([max(apart), norm], nan=np.inf)
     return Parity(float(numbers[0]), float(numbers[1]), (first[0] == first[1]).float().mean().item())
@@ -174,8 +177,8 @@ def require_parity(facts: Facts, golden: Golden, runtime: Runtime) -> Parity:
     if not good:
         raise BundleError(
             f"{runtime.name} in {runtime.precision} does not give what torch gave for the golden pictures",
-            got=f"outputs off by {found.difference:.3g} ({found.relative:.3g} of the norm of the logits, in the "
-            f"median), {found.agreement:.0%} of the first answers the same",
+            got=f"outputs off by {found.difference:.3g} ({found.relative:.3g} of their norm, in the median), "
+            f"{found.agreement:.0%} of the first answers the same",
             do=f"{bound}; export it anew with the versions that are installed",
         )
     return found
