@@ -168,6 +168,12 @@ class Recognizer:
         ]
         return answers if self.levels is None else self._by_level(answers, logits, scores)
 
+    def probabilities_from(self, outputs: Outputs) -> NDArray[np.float32]:
+        """The calibrated probability of every class of the taxonomy: float32 [B, classes]."""
+        scores = self._scores(torch.from_numpy(outputs["logits"])) / self.temperature
+        probabilities: NDArray[np.float32] = scores.softmax(dim=1).numpy()
+        return probabilities
+
     def _tried(self, picture: Picture) -> NDArray[np.uint8] | VmmrError:
         try:
             return self.read(picture)

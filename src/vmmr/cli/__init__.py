@@ -1,4 +1,4 @@
-"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `track`, `export`, `bench`,
+"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `track`, `export`, `bench`, `serve`,
 `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
@@ -19,6 +19,7 @@ from vmmr.cli.data import add_data, add_demo, run_data, run_demo
 from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
 from vmmr.cli.export import add_export, run_export
 from vmmr.cli.predict import add_predict, run_predict, run_track
+from vmmr.cli.serve import add_serve, run_serve
 from vmmr.cli.study import add_study, run_study
 from vmmr.cli.train import add_train, run_train
 from vmmr.errors import VmmrError
@@ -34,6 +35,7 @@ _VERBS = {
     "evaluate": run_evaluate,
     "export": run_export,
     "predict": run_predict,
+    "serve": run_serve,
     "study": run_study,
     "track": run_track,
     "train": run_train,
@@ -69,6 +71,7 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     add_predict(verbs)
     add_export(verbs)
     add_bench(verbs)
+    add_serve(verbs)
     add_data(verbs)
     add_demo(verbs)
     return root

@@ -1,0 +1,1 @@
+"""HTTP answers: limits -> app -> batcher -> supervisor -> worker process."""

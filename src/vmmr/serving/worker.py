@@ -1,0 +1,178 @@
+"""The process that holds the model: it decodes, computes and answers, one batch after the other.
+
+`python -m vmmr.serving.worker` reads frames on standard input: its settings, then jobs. It says frames on standard
+output: that it is ready, or why it refuses; an answer to every job; and a beat twice a second, so that a stopped
+process is told from one that computes. Whatever goes wrong here, in a decoder or in a runtime, ends this process and
+nothing else. It ends as well when the server does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmmr.data.decode import DecodeLimits
+from vmmr.data.pixels import read_pixels, thread_map
+from vmmr.errors import VmmrError
+from vmmr.export.runtime import Outputs
+from vmmr.recognizer import Recognizer, load
+from vmmr.serving.frames import pack, read_frame
+
+__all__ = ["BEAT_S", "LIMITS", "Model", "main"]
+
+BEAT_S = 0.5
+LIMITS = DecodeLimits(max_bytes=10 * 1024 * 1024)
+"""A picture over HTTP: 10 MiB, 40 million pixels, 12,000 a side."""
+
+_DIGITS = 6  # of every float that is said: what lies behind depends on the pictures that share a pass
+
+
+class Model:
+    """A recogniser that answers jobs.
+
+    A job has "items": each wants "answer", "embedding" or "tensors" of the blob in its place, which is the bytes of an
+    image, or pixels where the item tells their shape. `top` candidates, a `box` to cut out of an image.
+    """
+
+    def __init__(self, recognizer: Recognizer, version: str) -> None:
+        self.recognizer, self.version = recognizer, version
+
+    def warm(self, batch: int) -> dict[str, Any]:
+        """One pass at the sizes that are to come; what the server wants to know of the model."""
+        height, width = self.recognizer.runtime.size
+        for count in (1, batch):
+            outputs = self.recognizer.outputs(np.full((count, height, width, 3), 128, np.uint8))
+        return {
+            "version": self.version,
+            "runtime": self.recognizer.runtime.name,
+            "precision": self.recognizer.runtime.precision,
+            "classes": len(self.recognizer.taxonomy),
+            "outputs": outputs["logits"].shape[1],
+        }
+
+    def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> dict[str, Any]:
+        """A result for every item: what it wants, or {"error": code}; and how long reading and the pass took, in ms."""
+        started = time.perf_counter()
+        read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items))
+        good = [place for place, pixels in enumerate(read) if pixels is not None]
+        results: list[dict[str, Any]] = [{"error": "bad_image"}] * len(items)
+        read_at = time.perf_counter()
+        if good:
+            outputs = self.recognizer.outputs(np.stack([pixels for pixels in read if pixels is not None]))
+            for place, result in zip(good, self._said([items[place] for place in good], outputs), strict=True):
+                results[place] = result
+        ended = time.perf_counter()
+        return {
+            "results": results,
+            "read_ms": round(1e3 * (read_at - started), 3),
+            "pass_ms": round(1e3 * (ended - read_at), 3),
+        }
+
+    def _read(self, item: dict[str, Any], blob: bytes) -> NDArray[np.uint8] | None:
+        spec = self.recognizer.preprocess
+        try:
+            if "shape" in item:
+                return spec.pixels(np.frombuffer(blob, np.uint8).reshape(item["shape"]))
+            return spec.cropped(read_pixels(blob, spec, box=item.get("box"), limits=LIMITS))
+        except VmmrError:
+            return None
+
+    def _said(self, items: Sequence[dict[str, Any]], outputs: Outputs) -> list[dict[str, Any]]:
+        """What each row of the outputs says to its item."""
+        results: list[dict[str, Any]] = [{"error": "no_finite_output"}] * len(items)
+        finite = np.logical_and.reduce([np.isfinite(value).all(axis=1) for value in outputs.values()])
+        wanted: dict[tuple[str, int], list[int]] = {}
+        for row in np.flatnonzero(finite).tolist():
+            wanted.setdefault((items[row]["want"], items[row].get("top", 0)), []).append(row)
+        for (want, top), rows in wanted.items():
+            part = {name: value[rows] for name, value in outputs.items()}
+            said = {"answer": self._answer, "embedding": self._embedding, "tensors": self._tensors}[want](part, top)
+            for row, result in zip(rows, said, strict=True):
+                results[row] = result
+        return results
+
+    def _answer(self, outputs: Outputs, top: int) -> list[dict[str, Any]]:
+        return [_rounded(answer.to_dict()) for answer in self.recognizer.answers_from(outputs, top=top)]
+
+    def _embedding(self, outputs: Outputs, _: int) -> list[dict[str, Any]]:
+        features = outputs["features"]
+        length = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        return [{"embedding": row} for row in _numbers(features / length)]
+
+    def _tensors(self, outputs: Outputs, _: int) -> list[dict[str, Any]]:
+        probabilities = self.recognizer.probabilities_from(outputs)
+        names = self.recognizer.taxonomy.names
+        labels = [names[label] for label in probabilities.argmax(axis=1).tolist()]
+        rows = zip(_numbers(outputs["logits"]), _numbers(probabilities), labels, strict=True)
+        return [{"logits": logits, "probabilities": sure, "labels": label} for logits, sure, label in rows]
+
+
+def _numbers(values: NDArray[np.float32]) -> list[list[float]]:
+    rounded: list[list[float]] = values.astype(np.float64).round(_DIGITS).tolist()
+    return rounded
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return round(value, _DIGITS) if isinstance(value, float) else value
+
+
+class _Voice:
+    """Frames on a stream, from several threads; where nobody listens any more, the process ends."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+
+    def say(self, header: dict[str, Any]) -> None:
+        frame = pack(header)
+        try:
+            with self._lock:
+                self._stream.write(frame)
+                self._stream.flush()
+        except OSError:
+            os._exit(0)
+
+    def beat(self) -> None:
+        while True:
+            self.say({"beat": True})
+            time.sleep(BEAT_S)
+
+
+def main() -> None:
+    """A worker's life."""
+    voice = _Voice(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group: the server says when it is over
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=voice.beat, daemon=True).start()
+    with suppress(EOFError):
+        settings, _ = read_frame(sys.stdin.buffer)
+        try:
+            recognizer = load(settings["bundle"], runtime=settings["runtime"], device=settings["device"])
+            version = hashlib.sha256((Path(settings["bundle"]) / "manifest.json").read_bytes()).hexdigest()[:12]
+            model = Model(recognizer, version)
+            voice.say({"ready": model.warm(settings["batch"])})
+        except VmmrError as error:
+            voice.say({"refused": str(error)})
+            return
+        while True:
+            job, blobs = read_frame(sys.stdin.buffer)
+            voice.say({"job": job["job"], **model.do(job["items"], blobs)})
+
+
+if __name__ == "__main__":
+    main()
