@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def serve(settings: Settings, *, worker: Sequence[str] = WORKER) -> None:
     worker: what starts the process with the model. Raises ConfigError where the address cannot be listened on, and
     VmmrError with what the worker says where it cannot load the model.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' mistakes fill no log
     token = None if settings.token_file is None else read_token(settings.token_file)
     refused: list[str] = []
 
