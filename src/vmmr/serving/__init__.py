@@ -1,1 +1,1 @@
-"""HTTP answers: limits -> app -> batcher -> supervisor -> worker process."""
+# bytes in, answers out: limits, then app, batcher, supervisor, and the worker process with the model

@@ -150,8 +150,7 @@ const nameOf = (car) => [car.make, car.model, car.year].filter((part) => part !=
 function judge(answer) {
   const first = answer.alternatives[0];
   if (answer.level === "") {
-    return ["doubt", "Unsure", "Nothing about this vehicle is sure enough to be said, not even its make."
-      + (first ? ` The likeliest is ${nameOf(first)}, at ${percent(first.confidence)}.` : "")];
+    return ["doubt", "Unsure", "Nothing about this vehicle is sure enough to be said, not even its make."];
   }
   const finest = answer.levels.length === 0 || answer.level === "class" || answer.year !== null;
   if (!finest && first && nameOf(first) !== nameOf(answer)) {
@@ -260,7 +259,7 @@ class Card {
   show(answer) {
     const [state, told, why] = judge(answer);
     const much = this.range.valueAsNumber;
-    this.answer.className = `answer ${state}`;
+    this.answer.className = `answer ${state}${nameOf(answer) ? "" : " silent"}`;
     if (!much) this.first = answer;
     find(".state", this.element).textContent = told;
     const title = find("h2", this.element);
@@ -272,15 +271,16 @@ class Card {
     }
     find(".sure b", this.element).textContent = percent(answer.confidence);
     find(".answer > .bar", this.element).style.setProperty("--sure", answer.confidence);
-    const kept = this.first && nameOf(answer) === nameOf(this.first);
-    const before = !much || !this.first ? ""
-      : kept ? `The answer holds; as it is, the picture makes it ${percent(this.first.confidence)} confident.`
-        : `The answer has changed: as it is, the picture gives ${nameOf(this.first) || "none"}.`;
+    const [now, then] = [nameOf(answer), this.first && nameOf(this.first)];
+    const before = !much || !then ? ""
+      : now === then ? `The answer holds; as it is, the picture makes it ${percent(this.first.confidence)} confident.`
+        : `The answer has changed: as it is, the picture gives ${then}.`;
     find(".why", this.element).textContent = [before, why].filter(Boolean).join(" ");
+    find("h3", this.element).textContent = now ? "It could also be" : "The likeliest";
     find(".levels", this.element).replaceChildren(...answer.levels.map(({ level, value, confidence }) => {
       const row = document.createElement("div");
       const [name, said, share] = ["dt", "dd", "span"].map((tag) => document.createElement(tag));
-      name.textContent = level;
+      name.textContent = level === "class" ? "vehicle" : level;
       said.textContent = value;
       if (confidence !== null) {
         share.textContent = ` ${percent(confidence)}`;
