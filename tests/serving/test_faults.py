@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -81,6 +81,17 @@ def test_a_picture_that_takes_the_worker_down_costs_a_refusal(start: Start, word
     assert server.wait(timeout=20).post("/v1/recognize", b"a").status == 200
 
 
+def test_a_suspended_server_does_not_blame_its_worker(start: Start) -> None:
+    server = start()
+    first = server.worker.pid
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(server.process.pid, signal.SIGCONT)
+    time.sleep(1)
+    assert server.post("/v1/recognize", b"a").status == 200
+    assert server.worker.pid == first
+
+
 def test_what_waits_longer_than_its_deadline_is_refused(start: Start) -> None:
     server = start(worker={"ms": 1500}, deadline_s=0.5)
     started = time.monotonic()
@@ -145,12 +156,15 @@ def test_sigterm_lets_requests_end(start: Start) -> None:
 
 def test_sigterm_does_not_wait_for_ever(start: Start) -> None:
     server = start(worker={"ms": 60_000}, drain_s=1.0, deadline_s=90.0)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, closing(server.connect()) as sending:
+        sending.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf")
         asking = pool.submit(server.post, "/v1/recognize", b"a")
         time.sleep(0.4)
         started = time.monotonic()
         os.kill(server.process.pid, signal.SIGTERM)
         reply = asking.result()
+        with suppress(ConnectionResetError):
+            assert sending.recv(100) == b""
     assert (reply.status, reply.code) == (503, "worker_lost")
     status, said = server.end()
     assert (status, said) == (0, "")

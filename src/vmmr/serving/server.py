@@ -50,7 +50,7 @@ def serve(settings: Settings, *, worker: Sequence[str] = WORKER) -> None:
         access_log=False,  # addresses of clients are nobody's business; /metrics counts
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=round(settings.drain_s) + 1,
+        timeout_graceful_shutdown=round(settings.drain_s) + 2,  # by then, nobody is left
     )
     server = _Server(config, app, settings)
     try:
@@ -81,7 +81,14 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Of uvicorn: take no more, give what is in flight its time, then refuse it as well."""
+        """Of uvicorn: take no more, give what is in flight its time, then refuse it as well; hang up on who is still
+        sending."""
         self._app.state.batcher.stopping = True
-        asyncio.get_running_loop().call_later(self._settings.drain_s, self._app.state.worker.cancel)
+        loop, seconds = asyncio.get_running_loop(), self._settings.drain_s
+        loop.call_later(seconds, self._app.state.worker.cancel)
+        loop.call_later(seconds + 0.5, self._hang_up)
         await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

@@ -49,8 +49,8 @@ class Supervisor:
         self._start_s, self._work_ticks = start_s, max(1, round(work_s / _TICK_S))
         self._on_start = on_start
         self._process: asyncio.subprocess.Process | None = None
-        self._job, self._job_ticks, self._jobs, self._heard = asyncio.Future[dict[str, Any]](), 0, 0, False
-        self._job.cancel()
+        self._job: asyncio.Future[dict[str, Any]] | None = None  # None or done: idle
+        self._job_ticks, self._jobs, self._heard = 0, 0, False
         self.model: dict[str, Any] | None = None
         """What the worker said of its model when it was ready; None while none is."""
 
@@ -73,13 +73,17 @@ class Supervisor:
         """Have one job done; one at a time. Raises WorkerLostError."""
         if self.model is None or self._process is None:
             raise WorkerLostError
-        assert self._job.done(), "one job at a time"
+        assert not self._working, "one job at a time"
         stdin = self._process.stdin
         assert stdin is not None
         self._jobs += 1
         self._job, self._job_ticks = asyncio.get_running_loop().create_future(), 0
         stdin.write(pack({"job": self._jobs, "items": list(items)}, blobs))
         return await self._job
+
+    @property
+    def _working(self) -> bool:
+        return self._job is not None and not self._job.done()
 
     async def _live(self) -> str:
         """One worker from start to end; what ended it."""
@@ -106,7 +110,7 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     process.kill()
             process.stdin.close()
-            if not self._job.done():
+            if self._job is not None and not self._job.done():
                 self._job.set_exception(WorkerLostError())
             await process.wait()
 
@@ -114,7 +118,7 @@ class Supervisor:
         while True:
             frame: Frame = await receive_frame(stream)
             self._heard = True
-            if frame[0].get("job") == self._jobs and not self._job.done():
+            if self._job is not None and not self._job.done() and frame[0].get("job") == self._jobs:
                 self._job.set_result(frame[0])
 
     async def _watch(self, hearing: asyncio.Task[None]) -> str:
@@ -124,7 +128,7 @@ class Supervisor:
             if hearing.done():
                 return f"it has left ({type(hearing.exception()).__name__})"
             silent, self._heard = (0 if self._heard else silent + 1), False
-            self._job_ticks = 0 if self._job.done() else self._job_ticks + 1
+            self._job_ticks = self._job_ticks + 1 if self._working else 0
             if silent >= _SILENT_TICKS:
                 return "it is silent"
             if self._job_ticks > self._work_ticks:
