@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmmr.data.decode import DecodeLimits
-from vmmr.data.pixels import read_pixels, thread_map
+from vmmr.data.pixels import decode_part, thread_map
 from vmmr.errors import VmmrError
 from vmmr.export.runtime import Outputs
 from vmmr.recognizer import Recognizer, load
@@ -35,6 +35,7 @@ BEAT_S = 0.5
 LIMITS = DecodeLimits(max_bytes=10 * 1024 * 1024)
 """A picture over HTTP: 10 MiB, 40 million pixels, 12,000 a side."""
 
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _DIGITS = 6  # of every float that is said: what lies behind depends on the pictures that share a pass
 
 
@@ -64,7 +65,7 @@ class Model:
     def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> dict[str, Any]:
         """A result for every item: what it wants, or {"error": code}; and how long reading and the pass took, in ms."""
         started = time.perf_counter()
-        read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items))
+        read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items), workers=_THREADS)
         good = [place for place, pixels in enumerate(read) if pixels is not None]
         results: list[dict[str, Any]] = [{"error": "bad_image"}] * len(items)
         read_at = time.perf_counter()
@@ -84,7 +85,7 @@ class Model:
         try:
             if "shape" in item:
                 return spec.pixels(np.frombuffer(blob, np.uint8).reshape(item["shape"]))
-            return spec.cropped(read_pixels(blob, spec, box=item.get("box"), limits=LIMITS))
+            return spec.pixels(decode_part(blob, spec, box=item.get("box"), limits=LIMITS))
         except VmmrError:
             return None
 
