@@ -18,26 +18,7 @@ from typing import Any
 
 from vmmr.serving.frames import pack, read_frame
 
-answers, lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
-os.dup2(2, 1)
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
 leaked: list[Any] = []
-
-
-def say(header: dict[str, Any]) -> None:
-    try:
-        with lock:
-            answers.write(pack(header))
-            answers.flush()
-    except OSError:
-        os._exit(0)
-
-
-def beat() -> None:
-    while True:
-        say({"beat": True})
-        time.sleep(0.2)
 
 
 def result(item: dict[str, Any], blob: bytes) -> dict[str, Any]:
@@ -72,21 +53,45 @@ def result(item: dict[str, Any], blob: bytes) -> dict[str, Any]:
     }
 
 
-settings, _ = read_frame(sys.stdin.buffer)
-options = json.loads(settings["bundle"])
-threading.Thread(target=beat, daemon=True).start()
-time.sleep(options.get("start_s", 0))
-if "refuse" in options:
-    say({"refused": options["refuse"]})
-    sys.exit()
-say({"ready": {"version": "fake", "runtime": "fake", "precision": "fp32", "classes": 1, "outputs": 1}})
-while True:
-    try:
-        job, blobs = read_frame(sys.stdin.buffer)
-    except EOFError:
-        break
-    time.sleep(options.get("ms", 0) / 1e3)
-    if options.get("leak"):
-        leaked.append(bytearray(200_000))
-    said = [result(item, blob) for item, blob in zip(job["items"], blobs, strict=True)]
-    say({"job": job["job"], "results": said, "read_ms": 0.0, "pass_ms": float(options.get("ms", 0))})
+def main() -> None:
+    """A worker's life."""
+    answers, lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
+    os.dup2(2, 1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def say(header: dict[str, Any]) -> None:
+        try:
+            with lock:
+                answers.write(pack(header))
+                answers.flush()
+        except OSError:
+            os._exit(0)
+
+    def beat() -> None:
+        while True:
+            say({"beat": True})
+            time.sleep(0.2)
+
+    settings, _ = read_frame(sys.stdin.buffer)
+    options = json.loads(settings["bundle"])
+    threading.Thread(target=beat, daemon=True).start()
+    time.sleep(options.get("start_s", 0))
+    if "refuse" in options:
+        say({"refused": options["refuse"]})
+        return
+    say({"ready": {"version": "fake", "runtime": "fake", "precision": "fp32", "classes": 1, "outputs": 1}})
+    while True:
+        try:
+            job, blobs = read_frame(sys.stdin.buffer)
+        except EOFError:
+            break
+        time.sleep(options.get("ms", 0) / 1e3)
+        if options.get("leak"):
+            leaked.append(bytearray(200_000))
+        said = [result(item, blob) for item, blob in zip(job["items"], blobs, strict=True)]
+        say({"job": job["job"], "results": said, "read_ms": 0.0, "pass_ms": float(options.get("ms", 0))})
+
+
+if __name__ == "__main__":
+    main()

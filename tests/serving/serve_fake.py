@@ -9,4 +9,6 @@ from pathlib import Path
 from vmmr.serving.server import serve
 from vmmr.serving.settings import Settings
 
-serve(Settings(**json.loads(sys.argv[1])), worker=(sys.executable, str(Path(__file__).with_name("fake_worker.py"))))
+if __name__ == "__main__":
+    WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+    serve(Settings(**json.loads(sys.argv[1])), worker=WORKER)
