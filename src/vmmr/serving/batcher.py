@@ -8,6 +8,7 @@ picture after the other never waits, and sixteen that do so soon share their pas
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Batcher:
         Cancelled, it takes back what has not been started.
         """
         self.check(len(pictures))
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         mine = [_Waiting(picture, now) for picture in pictures]
         self._queue.extend(mine)
         self._arrived.set()
@@ -117,7 +118,6 @@ class Batcher:
     async def run(self) -> None:
         """Send passes to the worker until cancelled."""
         last = 1
-        loop = asyncio.get_running_loop()
         while True:
             await self._gathered(min(last, self._batch))
             part = self._next_pass()
@@ -125,7 +125,7 @@ class Batcher:
             if not part:
                 continue
             self._metrics.passes.observe(len(part))
-            started = loop.time()
+            started = time.monotonic()
             try:
                 done = await self._supervisor.do([w.picture.item for w in part], [w.picture.blob for w in part])
             except WorkerLostError:
@@ -141,10 +141,9 @@ class Batcher:
 
     async def _gathered(self, enough: int) -> None:
         """Return when a picture waits, and either enough do or the first has waited long enough."""
-        loop = asyncio.get_running_loop()
         while True:
             self._arrived.clear()
-            left = self._queue[0].since + self._latency_s - loop.time() if self._queue else None
+            left = self._queue[0].since + self._latency_s - time.monotonic() if self._queue else None
             if left is not None and (len(self._queue) >= enough or left <= 0):
                 return
             try:
