@@ -52,6 +52,7 @@ def settings(name: str, seed: int, epochs: int, backbone: str) -> TrainConfig:
             "batch_size",
             "crop",
             "padding",
+            "statistics",
         )
     }
     return recipe(name).with_(

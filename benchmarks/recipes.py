@@ -78,7 +78,7 @@ def macs_per_image(config: TrainConfig, classes: int = 100) -> float:
     return counted / 2 / len(image) / rounds
 
 
-SLIM = {"heads": "slim", "restore_every": 4}
+SLIM = {"heads": "slim", "restore_every": 4, "statistics": "half"}
 
 
 def _pair(teacher: dict[str, Any], student: dict[str, Any], share: float = 0.8) -> tuple[Stage, ...]:

@@ -1,4 +1,4 @@
-"""PMAL in our form: lean heads, one fused step a batch, strong noise on the input side, no SAM."""
+"""PMAL in our form: lean heads, one fused step a batch, strong noise on standardised images, no SAM."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ __all__ = ["pmal_fast"]
 
 def pmal_fast() -> TrainConfig:
     """What `vmmr train --recipe pmal_fast` runs."""
-    return TrainConfig(method="pmal", mode="fast", noise="strong", heads="lean")
+    return TrainConfig(method="pmal", mode="fast", noise="strong", statistics="image", heads="lean")
