@@ -54,3 +54,9 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 def plain() -> Bundle:
     """The first of them."""
     return make_bundle("plain")
+
+
+@pytest.fixture(scope="session")
+def standardised() -> Bundle:
+    """One that brings every image to statistics of its own."""
+    return make_bundle("standardised")

@@ -113,6 +113,22 @@ def test_bf16_is_a_hint_that_is_kept(ir_folder: Path, tmp_path: Path) -> None:
     assert vmmr.load(written).runtime.precision == "bf16"
 
 
+def test_the_statistics_of_an_image_are_not_quantised(standardised: Bundle) -> None:
+    # In fog they lie where calibration saw none; int8 steps there would be as coarse as the statistics themselves.
+    from vmmr.export.onnx import to_onnx
+    from vmmr.export.openvino import _openvino, quantise_ir, to_ir
+
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (8, 48, 64, 3), dtype=np.uint8)
+    network = _openvino().Core().read_model(*quantise_ir(*to_ir(to_onnx(standardised)), pixels))
+    kinds = [(step.get_type_name(), step.output(0).get_partial_shape()) for step in network.get_ordered_ops()[:-1]]
+    first = [kind for kind, _ in kinds].index("Convolution")
+    assert "ReduceMean" in [kind for kind, _ in kinds[:first]]
+    quantised = [shape for kind, shape in kinds[:first] if kind == "FakeQuantize"]
+    assert all(shape.rank.get_length() == 4 and shape[2].get_length() == 48 for shape in quantised)  # the input alone
+    assert any(kind == "FakeQuantize" for kind, _ in kinds[first:])
+
+
 def test_what_cannot_be_is_refused_before_anything_is_written(plain: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bf16"):
         export_bundle(plain, tmp_path / "x", form="onnx", precision="bf16")
