@@ -198,6 +198,12 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
+def test_no_file_holds_the_marks_of_a_conflict() -> None:
+    for path in [*PAGES, *MODULES.values(), *sorted((ROOT / "tests").rglob("*.py"))]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not line.startswith(("<" * 7 + " ", ">" * 7 + " ")), f"{path.name}: {line}"
+
+
 def settings_table() -> str:
     """Every field of TrainConfig with its default and its line of the docstring."""
     told = dict(re.findall(r"^ {8}(\w+): (.+)$", TrainConfig.__doc__ or "", flags=re.MULTILINE))
