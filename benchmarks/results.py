@@ -47,6 +47,16 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def precision_table(artifacts: dict[str, Any]) -> str:
+    """Markdown: a condition a row; top-1 of torch, then of each artifact and how often its first answer is torch's."""
+    lines = [f"| condition | torch | {' | '.join(artifacts)} |", "|---|---|" + "---|" * len(artifacts)]
+    costs = [artifact["cost"]["conditions"] for artifact in artifacts.values()]
+    for name, first in costs[0].items():
+        cells = [f"{100 * cost[name]['exported']:.1f} ({100 * cost[name]['agreement']:.1f})" for cost in costs]
+        lines.append(f"| {condition_title(name)} | {100 * first['torch']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     """Every table of the page by the name that its markers carry."""
     steps = _read("training_step.json")
@@ -57,6 +67,7 @@ def tables() -> dict[str, str]:
         "recipes on test images": recipes.table(_read("recipes_rendered.json")["records"], "test"),
         "recipes on validation images": recipes.table(_read("recipes_rendered.json")["records"], "val"),
         "recipes on real cars": recipes.table(_read("recipes_real.json")["records"], "test"),
+        "precision": precision_table(_read("precision.json")),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
     for backbone in ("resnet50", "mobilenetv2_100"):
