@@ -7,7 +7,7 @@ BIN := .venv/bin
 export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_MMAP_THRESHOLD_ = 100000000000
 
-.PHONY: help install test test-slow lint types demo clean
+.PHONY: help install test test-slow lint types docs demo clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,8 +33,11 @@ lint: install    ## ruff: rules and format
 types: install   ## mypy --strict on the package
 	$(BIN)/mypy
 
+docs: install    ## the pages as a site in site/, strictly: whatever is broken fails
+	$(BIN)/python -m mkdocs build --strict
+
 demo: install    ## render, train, distil, evaluate, report, predict: six minutes on two cores
 	$(BIN)/vmmr demo --out demo
 
 clean:           ## forget the environment and what runs left
-	rm -rf .venv demo
+	rm -rf .venv demo site

@@ -22,7 +22,7 @@ from vmmr.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "vmmr"
 MODULES = {".".join(p.relative_to(SOURCE).with_suffix("").parts): p for p in sorted(SOURCE.rglob("*.py"))}
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TRAINING_PAGE = ROOT / "docs" / "training.md"
 
 # The order in which an image meets the rooms: each may import from those before it.
@@ -178,6 +178,11 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in _anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_holds_half_a_merge(page: Path) -> None:
+    assert re.findall(r"^(?:<{7}|={7}|>{7})(?: .*)?$", page.read_text(encoding="utf-8"), flags=re.MULTILINE) == []
 
 
 def _anchors(page: Path) -> set[str]:

@@ -1,7 +1,9 @@
-"""Named losses -> named weights, so that several can share one trunk. One rule a file.
+"""Named losses -> named weights, so that several can share one trunk.
 
-rule = BALANCERS["avgnorm"](("make", "model"))
-balance = balanced_backward(losses, rule, [last_shared_layer.weight])
+One rule a file, all of one form:
+
+    rule = BALANCERS["avgnorm"](("make", "model"))
+    balance = balanced_backward(losses, rule, [last_shared_layer.weight])
 """
 
 from __future__ import annotations
