@@ -1,10 +1,9 @@
-"""Examples run and show what they say; the Python of the README runs; commands on pages are understood."""
+"""Examples run and show what they say; the Python of the README answers as it says."""
 
 from __future__ import annotations
 
 import re
 import runpy
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vmmr import cli
 from vmmr.data.preprocess import Preprocess
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, write_bundle
 from vmmr.models import Backbone
@@ -20,7 +18,6 @@ from vmmr.noise import OPS
 from vmmr.taxonomy import Taxonomy
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 
 
@@ -94,28 +91,23 @@ def test_own_backbone_stops_early(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder that the pages speak of: an untrained teacher and student, and three files."""
+def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the README speaks of: an untrained student, and three files."""
     monkeypatch.chdir(tmp_path)
     taxonomy = Taxonomy.from_rows(["Rostad"] * 4, ["Togo", "Bomont", "Togo", "Kira"], [2012, 2011, 2016, 2013])
-    for kind, name in (("progressive", "teacher"), ("plain", "student")):
-        spec = ModelSpec(kind, "mobilenetv3_small_050", len(taxonomy))
-        network = build_network(spec)
-        tensors = (network.model if isinstance(network, Backbone) else network).state_dict()
-        write_bundle(Path("runs", name, "bundle"), Bundle(spec, taxonomy, Preprocess(32, 32), tensors, "# untrained"))
+    spec = ModelSpec("plain", "mobilenetv3_small_050", len(taxonomy))
+    network = build_network(spec)
+    assert isinstance(network, Backbone)
+    tensors = network.model.state_dict()
+    write_bundle(Path("runs/student/bundle"), Bundle(spec, taxonomy, Preprocess(32, 32), tensors, "# untrained"))
     for name in ("car.jpg", "van.jpg"):
         Image.new("RGB", (40, 30), (200, 30, 30)).save(name)
     Path("broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
 
 
-def _blocks(page: Path, language: str) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.usefixtures("bundles")
+@pytest.mark.usefixtures("student")
 def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = _blocks(ROOT / "README.md", "python")
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.M)
     names: dict[str, Any] = {}
     exec(block, names)
     assert names["answer"].make == "Rostad"
@@ -124,18 +116,3 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == lines[2] == str(names["answer"])
     assert lines[3].startswith("broken.jpg is corrupt or truncated")
-
-
-@pytest.mark.usefixtures("bundles")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_on_a_page_is_understood(page: Path) -> None:
-    """Parsed as the command line would; nothing is run."""
-    for line in "".join(_blocks(page, "sh")).splitlines():
-        words = shlex.split(line, comments=True)
-        if "vmmr" in words[:1]:
-            assert cli._parser(words[1:]).parse_args(words[1:]).verb == words[1]
-
-
-def test_the_readme_shows_every_verb() -> None:
-    verbs = re.findall(r"^vmmr (\w+)", "".join(_blocks(ROOT / "README.md", "sh")), flags=re.MULTILINE)
-    assert set(verbs) == set(cli._VERBS) - {"demo"}  # which `make demo` runs
