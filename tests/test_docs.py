@@ -6,13 +6,20 @@ import doctest
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "vmmr"
@@ -118,6 +125,50 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.css"):
         sheet = path.read_text(encoding="utf-8")
         assert re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^)\"']*", sheet) == [], path
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Of a plain server of files."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
+def test_in_a_browser(address: str, scheme: Literal["light", "dark"], width: int) -> None:
+    """Nothing asks anybody else, no page is wider than the screen, the scheme is the reader's, and search finds."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no chromium here")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}).new_page()
+        asked: list[str] = []
+        complaints: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        for name in ("docs/methods/noise.html", "docs/results.html", "docs/api.html", "index.html"):
+            page.goto(f"{address}/{name}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            red, green, blue = (int(part) for part in re.findall(r"\d+", paper)[:3])
+            assert (red + green + blue > 600) == (scheme == "light")
+        page.keyboard.press("/")
+        page.get_by_placeholder("Search").fill("glass_blur")
+        page.locator(".md-search-result__link[href*='docs/methods/noise.html']").first.wait_for()
+        assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+        assert complaints == []
+        browser.close()
 
 
 @pytest.mark.parametrize(
