@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 __all__ = ["HouseDocstrings", "as_markdown", "on_files"]
 
-BESIDE_DOCS = ("*.md", "LICENSE", "CITATION.cff", "examples/**/*.*")
+BESIDE_DOCS = ("*.md", "LICENSE", "CITATION.cff", "deploy/*", "examples/**/*.*")
 """What pages may link to outside of docs/."""
 
 

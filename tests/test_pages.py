@@ -12,7 +12,9 @@ import doctest
 import re
 import runpy
 import shlex
+import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +41,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Words that make a command small; they come last, and so they win.
 TRAINING = "--backbone test_resnet --size 32 --crop 1.0 --epochs 1 --batch_size 8 --near_duplicates false"
 TINY = {
+    "bench": "--batches 1 --threads 1 --seconds 0.05",
     "data render": "--train 5 --test 1 --size 32",
     "distil": "--epochs 1 --batch_size 8 --near_duplicates false",
     "evaluate": "--severities 3",
@@ -54,6 +57,8 @@ TINY_PYTHON = {
 
 # Commands of ours that are parsed and not run.
 NOT_RUN = {
+    "vmmr serve runs/student/bundle": "runs until it is stopped; tests/serving starts servers",
+    "vmmr serve runs/student/bundle --host 0.0.0.0 --token-file token": "the same",
     "vmmr predict runs/student/bundle pictures/ --out answers --engine ray --workers 16 --address auto": (
         "needs a cluster; tests/test_bulk.py has Ray on this machine"
     ),
@@ -61,13 +66,17 @@ NOT_RUN = {
 
 # Programs whose commands are not run.
 ELSEWHERE = {
+    "curl": "asks a running server; tests/serving asks the same routes",
+    "docker": "builds an image from a registry",
+    "echo": "into curl",
     "make": "builds an environment first, and then takes minutes; its targets are looked up",
+    "pip": "installs; its extras are looked up",
     "python": "benchmarks, minutes to hours; their words are parsed",
     "torchrun": "tests/training/test_processes.py has two processes; the words for vmmr are parsed",
 }
 
 # Pages that take longer than the others, and that `make test-slow` runs; the rest of the tests only parses them.
-SLOW = {"evaluation.md", "study.md"}
+SLOW = {"deploy.md", "evaluation.md", "study.md"}
 
 # What stands for the reader's own on a page.
 READER = {
@@ -84,11 +93,21 @@ from pathlib import Path
 path = Path("copy")
 taxonomy, other = Taxonomy.from_rows(["Audi"], ["S4 Sedan"], [2007]), Taxonomy.from_rows(["BMW"], ["M3"], [2010])
 """,
+    "deploy.md": 'paths = ["car.jpg"]',
     "training.md": """
 from vmmr.models import Backbone, ProgressiveNetwork
 from vmmr.recipes import recipe
 from vmmr.training.progressive import Progressive
 method = Progressive(ProgressiveNetwork(Backbone("test_resnet", 3), 3), recipe("pmal_published"))
+""",
+    "unknown.md": """
+import torch
+from vmmr.models import Backbone
+network = Backbone("test_resnet", 3)
+features = torch.rand(24, network.model.num_features)
+logits = network.model.get_classifier()(features).detach()
+batches = [(features, torch.arange(24) % 3, torch.arange(24))]
+validation_scores = torch.linspace(-2, 2, 20)
 """,
 }
 
@@ -256,6 +275,12 @@ def _run(command: list[str]) -> None:
             assert cli._parser(words).parse_args(words).verb == words[0]
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        case ["pip", *words]:
+            extras = ",".join(re.findall(r"\[(.+)\]", " ".join(words))).split(",")
+            known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            assert set(extras) <= set(known["optional-dependencies"]), command
+        case ["python", "-c", program]:
+            subprocess.run([sys.executable, "-c", program], check=True)
         case ["python", script, *words]:
             _parse(ROOT / script, words)
         case _:
@@ -265,7 +290,7 @@ def _run(command: list[str]) -> None:
 @pytest.mark.parametrize("name", sorted(SLOW))
 def test_the_words_of_a_slow_page_are_understood(name: str) -> None:
     for program, *words in _commands(ROOT / "docs" / name):
-        assert program == "python" or cli._parser(words).parse_args(words).verb == words[0]
+        assert program != "vmmr" or cli._parser(words).parse_args(words).verb == words[0]
 
 
 def _after(words: list[str], flag: str) -> list[str]:
