@@ -8,6 +8,15 @@ from typing import Any
 __all__ = ["Answer", "Box", "Candidate", "LevelAnswer"]
 
 
+_DOUBTS = {
+    "unsure": "unsure",
+    "unknown_vehicle": "unknown vehicle",
+    "not_a_vehicle": "not a vehicle",
+    "too_small": "too small",
+    "low_quality": "bad picture",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A region in pixels, 0-based and half-open: columns left..right-1, rows top..bottom-1."""
@@ -45,6 +54,13 @@ class Answer:
     A network with levels says the finest one that it is sure of: `level` is its name ("make", "model", "class"), and
     what is finer is "" or None; "" where it is sure of none. `confidence` is that of what is said, or of the best
     candidate where nothing is. `levels` holds all of them, the unsure ones too, and side attributes.
+
+    `known`: whether the vehicle is one that the network learned; None where the bundle cannot tell. `reason`: "ok";
+    "unsure", where no level is sure or the network gave no finite numbers; or why what is said should not be trusted:
+    "unknown_vehicle", "not_a_vehicle", "too_small", "low_quality", where `known` is False.
+
+    >>> print(Answer("Audi", "S4 Sedan", 2012, 0.41, known=False, reason="unknown_vehicle"))
+    unknown vehicle, perhaps Audi S4 Sedan 2012 (41.0%)
     """
 
     make: str
@@ -54,6 +70,8 @@ class Answer:
     alternatives: tuple[Candidate, ...] = ()
     level: str = "class"
     levels: tuple[LevelAnswer, ...] = ()
+    known: bool | None = None
+    reason: str = "ok"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for JSON."""
@@ -64,4 +82,5 @@ class Answer:
 
     def __str__(self) -> str:
         said = " ".join(str(part) for part in (self.make, self.model, self.year) if part not in ("", None))
-        return f"{said or 'unsure'} ({self.confidence:.1%})"
+        doubt = _DOUBTS.get(self.reason, "")
+        return f"{', perhaps '.join(part for part in (doubt, said) if part) or 'unsure'} ({self.confidence:.1%})"

@@ -54,6 +54,8 @@ ANSWERS = pa.schema(
         ("level", pa.string()),
         ("alternatives", pa.list_(_CANDIDATE)),
         ("levels", pa.list_(_LEVEL)),
+        ("known", pa.bool_()),
+        ("reason", pa.string()),
         ("error", pa.string()),
     ]
 )
@@ -169,7 +171,7 @@ def run_bulk(
     )  # first: a bundle that fails costs no listing
     job = {
         "format": "vmmr-predictions",
-        "version": 1,
+        "version": 2,
         "vmmr": vmmr.__version__,
         "bundle": _digest(bundle),
         "sources": [str(Path(source).resolve()) for source in sources],

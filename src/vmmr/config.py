@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from vmmr.errors import ConfigError
 from vmmr.levels import Feed, HierarchyForm, Taps, check_names
 
-__all__ = ["Balancer", "TrainConfig"]
+__all__ = ["OF_CLASSIFIER", "Balancer", "TrainConfig", "UnknownScore"]
 
 Balancer = Literal[
     "none",
@@ -31,6 +31,39 @@ Balancer = Literal[
     "uncertainty",
     "upgrad",
 ]
+
+UnknownScore = Literal[
+    "none",
+    "ash",
+    "dice",
+    "energy",
+    "gen",
+    "himplos",
+    "himplos_mask",
+    "himplos_max_logit",
+    "himplos_msp",
+    "himplos_smooth",
+    "himplos_unclipped",
+    "knn",
+    "mahalanobis",
+    "max_logit",
+    "msp",
+    "nnguide",
+    "react",
+    "relative_mahalanobis",
+    "scale",
+    "vim",
+]
+
+OF_CLASSIFIER = frozenset(name for name in get_args(UnknownScore) if name.startswith("himplos")) | {
+    "ash",
+    "dice",
+    "nnguide",
+    "react",
+    "scale",
+    "vim",
+}
+"""The unknown scores that read the classifier: logits = features @ weight.T + bias has to be what the network says."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +112,7 @@ class TrainConfig:
         level_weights: weight of a level's loss by name; 1 where none is given.
         marginal_weight: weight of the coarsest level's likelihood as the finest one tells it; 0 for none.
         taps: levels that PMAL's heads answer: all at every depth, or shallow_first (make, then model, then all).
+        unknown: score that tells unknown vehicles: none, or a name of `vmmr.unknown.SCORES`; the bundle holds it.
         back_off: precision that a level needs on validation images, else a coarser one is said; 0 says the finest.
         balancer: rule that weighs losses against each other: none, or a name of `vmmr.balancing.BALANCERS`.
         balancer_options: arguments of the rule, for example {"scale": "max_norm"}.
@@ -143,6 +177,7 @@ class TrainConfig:
     level_weights: dict[str, float] = field(default_factory=dict)
     marginal_weight: float = 0.0
     taps: Taps = "all"
+    unknown: UnknownScore = "none"
     back_off: float = 0.0
     balancer: Balancer = "none"
     balancer_options: dict[str, Any] = field(default_factory=dict)
@@ -234,6 +269,11 @@ class TrainConfig:
             refuse("levels to balance over", "set levels and balancer", "balance_over", "levels", "balancer")
         if self.balancer == "db_mtl" and self.method == "pmal" and self.balancer_options.get("beta") != 0:
             refuse("PMAL's depths have no common gradient to remember", "pass beta: 0", "balancer", "balancer_options")
+        if self.unknown not in get_args(UnknownScore):
+            refuse("no such unknown score", f"choose of {', '.join(get_args(UnknownScore))}", "unknown")
+        several = self.levels or (self.method == "pmal" and self.keep == "heads")
+        if self.unknown in OF_CLASSIFIER and several:
+            refuse("this unknown score reads a plain classifier", "use knn", "unknown", "levels", "method", "keep")
         if self.sam_every > 1 and self.sam_rho == 0:
             refuse("sam_every without SAM", "set sam_rho, for example 0.05", "sam_every", "sam_rho")
         if self.method == "pmal" and self.mode == "fast" and self.noise == "none":

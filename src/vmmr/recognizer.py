@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, get_args, overload
+from typing import Literal, NamedTuple, get_args, overload
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ from vmmr.export.runtime import Outputs, Runtime, TorchRuntime
 from vmmr.levels import NUMBERS, year_of
 from vmmr.models.decoding import back_off, confidences_by_level, independent
 from vmmr.models.heads.hierarchy import split_levels
+from vmmr.unknown import Reason
 
-__all__ = ["Crop", "Picture", "Recognizer", "RuntimeName", "load", "read_model", "recognize"]
+__all__ = ["Crop", "Picture", "Prepared", "Recognizer", "RuntimeName", "load", "read_model", "recognize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,14 @@ class Crop:
 
 Picture = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image | Crop
 """A path, the bytes of a file, an array uint8 [H, W, 3] or [H, W], a Pillow image, or a `Crop` of one of them."""
+
+
+class Prepared(NamedTuple):
+    """A picture as the runtime takes it, uint8 [H, W, 3], and the shorter side, in pixels, that it or its box had."""
+
+    pixels: NDArray[np.uint8]
+    side: int
+
 
 RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
 """What runs a network; `auto` is the fastest that is installed and fits."""
@@ -66,7 +75,7 @@ def _decoded(picture: Picture, shrink_to: int | None) -> NDArray[np.uint8]:
 class Recognizer:
     """Pictures in, answers out. runtime: what runs the network; the fastest that there is, where none is given.
 
-    The steps in between are open too: `read` a picture, `outputs` of pixels, `answers_from` outputs.
+    The steps in between are open too: `prepare` or `read` a picture, `outputs` of pixels, `answers_from` outputs.
 
     >>> import inspect
     >>> list(inspect.signature(Recognizer.__call__).parameters)
@@ -80,6 +89,7 @@ class Recognizer:
         self.temperature = model.spec.temperature
         self._scores = model.class_scores
         self._spec = model.spec.hierarchy
+        self.detector = model.detector
         self.levels = model.levels
         if runtime is None:
             runtime = TorchRuntime(model) if isinstance(model, Bundle) else model.runtime()
@@ -122,9 +132,9 @@ class Recognizer:
         workers = workers or _cores()
         read = ordered(self._tried, pictures, workers=workers, ahead=2 * self.batch_size + workers)
         while part := list(islice(read, self.batch_size)):
-            good = [pixels for pixels in part if isinstance(pixels, np.ndarray)]
-            answered = iter(self.answers_from(self.outputs(np.stack(good)), top=top) if good else [])
-            yield from [next(answered) if isinstance(pixels, np.ndarray) else pixels for pixels in part]
+            good = [found for found in part if isinstance(found, Prepared)]
+            answered = iter(self._answered(good, top) if good else [])
+            yield from [next(answered) if isinstance(found, Prepared) else found for found in part]
 
     def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The direction of each picture's features: float32 [N, D], rows of length 1. Raises ImageError as calling."""
@@ -132,7 +142,7 @@ class Recognizer:
         for start in range(0, len(pictures), self.batch_size):
             part = pictures[start : start + self.batch_size]
             read = thread_map(lambda i, part=part: self.read(part[i]), len(part))  # type: ignore[misc]
-            rows.append(self.outputs(np.stack(read))["features"])
+            rows.append(self.runtime(np.stack(read))["features"])
         if not rows:
             raise DataError("there is nothing to embed", got="no pictures", do="pass one or more")
         features = np.concatenate(rows)
@@ -140,33 +150,64 @@ class Recognizer:
         return features
 
     def read(self, picture: Picture) -> NDArray[np.uint8]:
+        """The pixels that `prepare` gives, without the side."""
+        return self.prepare(picture).pixels
+
+    def prepare(self, picture: Picture) -> Prepared:
         """Decoded, upright, cut out, resized and cropped: uint8 [H, W, 3] of the runtime's size. Several threads may
-        read.
+        prepare.
 
         Raises ImageError for what is no acceptable picture and for a box that holds no pixel, DataError for an array
         that is none.
         """
-        if not isinstance(picture, Crop):
-            return self.preprocess.pixels(_decoded(picture, self.preprocess.shrink_to))
-        box, source = picture.box, picture.picture
-        name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
-        image = cut_out(_decoded(source, None), (box.left, box.top, box.right, box.bottom), name)
-        return self.preprocess.pixels(image)
+        if isinstance(picture, Crop):
+            box, source = picture.box, picture.picture
+            name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
+            image = cut_out(_decoded(source, None), (box.left, box.top, box.right, box.bottom), name)
+        else:
+            image = _decoded(picture, self.preprocess.shrink_to)
+        return Prepared(self.preprocess.pixels(image), min(image.shape[:2]))
 
     def outputs(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """One pass through the runtime: uint8 [B, H, W, 3], as `read` gives them -> logits and features."""
-        return self.runtime(pixels)
+        """One pass through the runtime: uint8 [B, H, W, 3], as `read` gives them -> logits and features, and, where
+        there is a detector, its `signs` float32 [B, 3]."""
+        outputs = self.runtime(pixels)
+        if self.detector is None:
+            return outputs
+        with torch.inference_mode():
+            image = self.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            scores = self._scores(torch.from_numpy(outputs["logits"]))
+            signs = self.detector.signs(torch.from_numpy(outputs["features"]), scores, image)
+        return {**outputs, "signs": signs.numpy()}
 
-    def answers_from(self, outputs: Outputs, *, top: int = 5) -> list[Answer]:
-        """The calibrated answers that outputs hold, one a row."""
+    def answers_from(
+        self, outputs: Outputs, *, top: int = 5, sides: Sequence[float | None] | None = None
+    ) -> list[Answer]:
+        """The calibrated answers that outputs hold, one a row.
+
+        sides: the shorter side, in pixels, of each picture or of its box before it was resized, see `Prepared`; None
+        where it is not known, and then no picture is too small. `known` is None where outputs hold no signs. Of logits
+        that are not all finite numbers nothing is said: level "", confidence 0, unsure, and not known.
+        """
         logits = torch.from_numpy(outputs["logits"])
+        finite = logits.isfinite().all(dim=1)
+        logits = logits.where(finite[:, None], 0.0)
         scores = self._scores(logits) / self.temperature
         best = scores.softmax(dim=1).topk(min(max(top, 1), len(self.taxonomy)), dim=1)
         answers = [
             self._ranked(values, labels)
             for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        return answers if self.levels is None else self._by_level(answers, logits, scores)
+        if self.levels is not None:
+            answers = self._by_level(answers, logits, scores)
+        nothing = Answer("", "", None, 0.0, level="", known=None if self.detector is None else False, reason="unsure")
+        signs = outputs.get("signs")
+        return [
+            self._judged(answer, None if signs is None else signs[row].tolist(), None if sides is None else sides[row])
+            if finite[row]
+            else nothing
+            for row, answer in enumerate(answers)
+        ]
 
     def probabilities_from(self, outputs: Outputs) -> NDArray[np.float32]:
         """The calibrated probability of every class of the taxonomy: float32 [B, classes]."""
@@ -174,11 +215,23 @@ class Recognizer:
         probabilities: NDArray[np.float32] = scores.softmax(dim=1).numpy()
         return probabilities
 
-    def _tried(self, picture: Picture) -> NDArray[np.uint8] | VmmrError:
+    def _tried(self, picture: Picture) -> Prepared | VmmrError:
         try:
-            return self.read(picture)
+            return self.prepare(picture)
         except VmmrError as error:
             return error
+
+    def _answered(self, read: Sequence[Prepared], top: int) -> list[Answer]:
+        outputs = self.outputs(np.stack([found.pixels for found in read]))
+        return self.answers_from(outputs, top=top, sides=[found.side for found in read])
+
+    def _judged(self, answer: Answer, signs: list[float] | None, side: float | None) -> Answer:
+        """The answer with `known` and `reason`. signs: see `Detector.signs`; None where it cannot be told."""
+        sure = answer.level != ""
+        if self.detector is None or signs is None:
+            return replace(answer, reason=str(Reason.OK if sure else Reason.UNSURE))
+        reason = self.detector.reason(signs, sure=sure, side=side)
+        return replace(answer, known=reason in (Reason.OK, Reason.UNSURE), reason=str(reason))
 
     def _ranked(self, values: list[float], labels: list[int]) -> Answer:
         candidates = []

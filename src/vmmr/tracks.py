@@ -1,7 +1,7 @@
 """One answer a track: what a network says of every frame of a vehicle, fused.
 
 Frames come from a folder of pictures or a video file, boxes and the names of tracks from a table. A track costs one row
-of logits in memory, however many frames it has. `vmmr track`.
+of logits in memory, and four numbers a frame. `vmmr track`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vmmr.answer import Answer, Box
 from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
 from vmmr.data.decode import decode
 from vmmr.errors import ConfigError, DataError, ImageError, ManifestError
-from vmmr.recognizer import Crop, Recognizer
+from vmmr.recognizer import Crop, Prepared, Recognizer
 
 __all__ = ["Sighting", "TrackAnswer", "answer_tracks", "fit_independence", "frames_of", "fuse", "read_sightings"]
 
@@ -196,6 +196,10 @@ def answer_tracks(
 ) -> list[TrackAnswer]:
     """One answer a track, in the order of their first frames. frames: see `frames_of`; independence: see `fuse`.
 
+    Whether the vehicle is known is decided as for one picture, by the medians over the track's frames of the score, of
+    contrast and detail, and of the shorter side of the box: what most of the frames look like, which one strange frame
+    does not change.
+
     Raises ConfigError for an independence out of [0, 1], DataError where frames end before the sightings do.
     """
     if not 0 <= independence <= 1:
@@ -203,11 +207,10 @@ def answer_tracks(
     tracks: dict[str, _Running] = {}
     crops = _crops(recognizer, frames, sorted(sightings, key=lambda sighting: sighting.frame), tracks)
     while batch := list(islice(crops, recognizer.batch_size)):
-        outputs = recognizer.outputs(np.stack([pixels for _, pixels in batch]))
-        for (track, _), logits in zip(batch, outputs["logits"], strict=True):
-            track.add(logits)
-    fused = [_scaled(t.total, t.count, independence) for t in tracks.values() if t.total is not None]
-    answers = iter(recognizer.answers_from({"logits": np.stack(fused)}, top=top) if fused else [])
+        outputs = recognizer.outputs(np.stack([seen.pixels for _, seen in batch]))
+        for row, (track, seen) in enumerate(batch):
+            track.add(outputs["logits"][row], seen.side, outputs["signs"][row] if "signs" in outputs else None)
+    answers = iter(_fused_answers(recognizer, [t for t in tracks.values() if t.count], independence, top))
     return [
         TrackAnswer(name, next(answers) if found.count else None, found.count, found.first, found.last, found.failed)
         for name, found in tracks.items()
@@ -216,17 +219,33 @@ def answer_tracks(
 
 @dataclass(slots=True)
 class _Running:
-    """A track so far."""
+    """A track so far: the sum of its logits, and of each frame the side and the detector's signs."""
 
     first: int
     last: int
     total: NDArray[np.float64] | None = None
     count: int = 0
     failed: int = 0
+    sides: list[int] = field(default_factory=list)
+    signs: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def add(self, logits: NDArray[np.float32]) -> None:
+    def add(self, logits: NDArray[np.float32], side: int, signs: NDArray[np.float32] | None) -> None:
         self.total = logits.astype(np.float64) if self.total is None else self.total + logits
         self.count += 1
+        self.sides.append(side)
+        if signs is not None:
+            self.signs.append(signs)
+
+
+def _fused_answers(recognizer: Recognizer, tracks: Sequence[_Running], independence: float, top: int) -> list[Answer]:
+    """The answers of tracks that have a frame."""
+    fused = [_scaled(t.total, t.count, independence) for t in tracks if t.total is not None]
+    if not fused:
+        return []
+    outputs = {"logits": np.stack(fused)}
+    if recognizer.detector is not None:
+        outputs["signs"] = np.stack([np.median(t.signs, axis=0) for t in tracks]).astype(np.float32)
+    return recognizer.answers_from(outputs, top=top, sides=[float(np.median(t.sides)) for t in tracks])
 
 
 def _crops(
@@ -234,7 +253,7 @@ def _crops(
     frames: Iterator[NDArray[np.uint8] | ImageError],
     sightings: Sequence[Sighting],
     tracks: dict[str, _Running],
-) -> Iterator[tuple[_Running, NDArray[np.uint8]]]:
+) -> Iterator[tuple[_Running, Prepared]]:
     """The vehicles, frame by frame, as the network takes them; those that cannot be had are counted."""
     rest = iter(sightings)
     sighting = next(rest, None)
@@ -247,7 +266,7 @@ def _crops(
             try:
                 if isinstance(frame, ImageError):
                     raise frame
-                yield track, recognizer.read(frame if sighting.box is None else Crop(frame, sighting.box))
+                yield track, recognizer.prepare(frame if sighting.box is None else Crop(frame, sighting.box))
             except ImageError:
                 track.failed += 1
             sighting = next(rest, None)

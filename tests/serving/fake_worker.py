@@ -50,6 +50,8 @@ def result(item: dict[str, Any], blob: bytes) -> dict[str, Any]:
         "alternatives": [other] * (item["top"] - 1),
         "level": "class",
         "levels": [],
+        "known": None,
+        "reason": "ok",
     }
 
 

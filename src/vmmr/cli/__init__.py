@@ -1,5 +1,5 @@
-"""The verbs: `vmmr train`, `distil`, `evaluate`, `compare`, `study`, `predict`, `track`, `export`, `bench`, `serve`,
-`data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `calibrate`, `evaluate`, `compare`, `study`, `predict`, `track`, `export`,
+`bench`, `serve`, `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 import vmmr
 from vmmr.cli.bench import add_bench, run_bench
+from vmmr.cli.calibrate import add_calibrate, run_calibrate
 from vmmr.cli.data import add_data, add_demo, run_data, run_demo
 from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
 from vmmr.cli.export import add_export, run_export
@@ -28,6 +29,7 @@ __all__ = ["main"]
 
 _VERBS = {
     "bench": run_bench,
+    "calibrate": run_calibrate,
     "compare": run_compare,
     "data": run_data,
     "demo": run_demo,
@@ -66,6 +68,7 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     root.add_argument("--version", action="version", version=f"vmmr {vmmr.__version__}")
     verbs = root.add_subcommands(dest="verb")
     add_train(verbs, words)
+    add_calibrate(verbs)
     add_evaluate(verbs)
     add_study(verbs)
     add_predict(verbs)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import vmmr
+from vmmr.config import OF_CLASSIFIER
 from vmmr.data.manifest import Manifest
 from vmmr.data.pixels import Pixels
 from vmmr.data.preprocess import Preprocess
 from vmmr.data.splits import require_no_leakage
-from vmmr.errors import ConfigError
+from vmmr.errors import ConfigError, DataError
 from vmmr.evaluation.calibration import (
     calibration_error,
     confidences,
@@ -25,7 +26,7 @@ from vmmr.evaluation.calibration import (
     negative_log_likelihood,
     reliability_bins,
 )
-from vmmr.evaluation.classify import accuracy, macro_accuracy, make_accuracy, predict_logits
+from vmmr.evaluation.classify import accuracy, macro_accuracy, make_accuracy, predict_logits, views
 from vmmr.evaluation.confusion import confusions, mistakes, worst_classes
 from vmmr.evaluation.cost import answer_time, macs, parameters
 from vmmr.evaluation.hierarchy import fit_decoding, hierarchy_scores, level_scores
@@ -34,12 +35,15 @@ from vmmr.evaluation.restoration import restoration
 from vmmr.evaluation.robustness import condition, summary
 from vmmr.export.bundle import Bundle, Network
 from vmmr.levels import Levels
-from vmmr.models import ProgressiveNetwork
+from vmmr.models import Backbone, ProgressiveNetwork
 from vmmr.models.decoding import independent, joint_scores
 from vmmr.models.heads.hierarchy import log_marginal, split_levels
 from vmmr.training.samples import Side, open_side
+from vmmr.unknown import SCORES, fit_gate, gather, hidden_scores
+from vmmr.unknown.detector import Detector, strangeness
+from vmmr.unknown.quality import contrast, detail
 
-__all__ = ["calibrated", "evaluate"]
+__all__ = ["calibrated", "evaluate", "require_fittable", "with_unknown"]
 
 _FORMAT, _VERSION = "vmmr-evaluation", 1
 
@@ -165,6 +169,100 @@ def calibrated(
     by_level = split_levels(logits, levels.widths)
     hierarchy, temperature = fit_decoding(by_level, side.by_level, levels, spec.hierarchy, precision)
     return replace(bundle, spec=replace(spec, hierarchy=hierarchy, temperature=temperature))
+
+
+def with_unknown(
+    bundle: Bundle,
+    train: Side,
+    validation: Side,
+    preprocess: Preprocess,
+    *,
+    score: str = "knn",
+    accept: float = 0.95,
+    shortest: int = 0,
+    device: torch.device | str = "cpu",
+) -> Bundle:
+    """The bundle with a detector of unknown vehicles: the score's constants from training images, its gate from
+    validation images, see `fit_gate`. Neither may be images that are judged.
+
+    preprocess: to [-1, 1]. score: a name in `vmmr.unknown.SCORES`. accept: share of validation images that are known.
+    shortest: pixels of the shorter side below which nothing is said. Images that do not tell the finest level are left
+    out. Raises ConfigError for a score that reads the classifier where the answer is not that classifier's, and for a
+    `shortest` to which pictures may be shrunk; DataError as `require_fittable`.
+    """
+    if score not in SCORES:
+        raise ConfigError("no such unknown score", got=repr(score), do=f"choose of {', '.join(SCORES)}")
+    if not 0 <= shortest <= preprocess.shrink_to:
+        raise ConfigError("shortest is out of range", got=shortest, do=f"pass 0 to {preprocess.shrink_to} pixels")
+    classes = len(bundle.taxonomy)
+    require_fittable(train.labels, classes)
+    network = bundle.network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if score in OF_CLASSIFIER:
+        weight, bias = _classifier(network)
+    else:
+        width = (network if isinstance(network, Backbone) else network.backbone).width
+        weight, bias = torch.zeros(classes, width), torch.zeros(classes)  # which nothing reads
+    seen = _seen(bundle, network, train, preprocess, device)
+    fitted = SCORES[score].fit(gather(((s.features, s.labels, s.rows) for s in seen), weight, bias))
+    held = [
+        (s.features, s.logits, s.labels, contrast(s.image), detail(s.image))
+        for s in _seen(bundle, network, validation, preprocess, device)
+    ]
+    if not held:
+        raise DataError("no validation image tells what it shows", got=f"{len(validation)} images")
+    features, logits, labels, light, edges = (torch.cat(parts) for parts in zip(*held, strict=True))
+    known = strangeness(score, features, logits, fitted)
+    hidden = hidden_scores(SCORES[score].score, features, logits, labels, fitted).float()
+    gate = fit_gate(known, hidden, light, edges, rate=accept, shortest=shortest)
+    return replace(bundle, detector=Detector(score, gate, fitted))
+
+
+def require_fittable(labels: NDArray[np.int64], classes: int) -> None:
+    """DataError unless training images with these labels, -1 for none, tell what is known: two classes or more, and an
+    image of each."""
+    missing = classes - len(np.unique(labels[labels >= 0]))
+    if classes < 2 or missing:
+        raise DataError(
+            "telling unknown vehicles takes two classes, and a training image of each",
+            got=f"{classes} classes, {missing} without an image",
+            do="add images, or set unknown to none",
+        )
+
+
+class _Seen(NamedTuple):
+    """A batch of labelled images [B, 3, H, W], and what a network makes of them: features [B, D], logits of classes
+    [B, C]. All on the processor."""
+
+    image: Tensor
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+@torch.no_grad()
+def _seen(
+    bundle: Bundle, network: Network, side: Side, preprocess: Preprocess, device: torch.device | str
+) -> Iterator[_Seen]:
+    rows, start = np.flatnonzero(side.labels >= 0), 0
+    for _, image in views(side.pixels, preprocess, rows=rows, device=device):
+        outputs = network(image, pooled=True)
+        some = rows[start : start + len(image)]
+        start += len(image)
+        logits = bundle.class_scores(network.answer_of(outputs).float().cpu())
+        labels, keys = torch.from_numpy(side.labels[some]), torch.from_numpy(some)
+        yield _Seen(image.cpu(), outputs["pooled"].float().cpu(), logits, labels, keys)
+
+
+def _classifier(network: Network) -> tuple[Tensor, Tensor]:
+    """Weight [C, D] and bias [C] of the layer that gives the answer."""
+    head = network.model.get_classifier() if isinstance(network, Backbone) else None
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(
+            "this unknown score reads a plain classifier", got=type(head or network).__name__, do="use another: knn"
+        )
+    weight = head.weight.detach()
+    return weight, torch.zeros(len(weight)) if head.bias is None else head.bias.detach()
 
 
 def _scores(logits: Tensor, manifest: Manifest, temperature: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@
       preprocess.json         bytes -> pixels
       golden.safetensors      pictures, and what torch answered to them
       card.md                 where it comes from
+      unknown.safetensors     constants of the unknown score, where the bundle has one
       manifest.json           {"files": {name: {"size", "sha256"}}}
 
 `vmmr.export.folder` writes it whole and reads it without trust; `vmmr.export.parity` says what the golden pictures are.
@@ -17,18 +18,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError
-from vmmr.export.bundle import Facts, ModelSpec, read_facts
+from vmmr.export.bundle import UNKNOWN, Facts, ModelSpec, described, read_facts
 from vmmr.export.folder import Format, parse_json, read_folder, to_json, write_folder
 from vmmr.export.parity import Golden
 from vmmr.export.runtime import Runtime
 from vmmr.taxonomy import Taxonomy
+from vmmr.unknown.detector import Detector
 
 __all__ = ["ARTIFACT", "Artifact", "ExportFormat", "Precision", "read_artifact", "runtimes_for", "write_artifact"]
 
@@ -36,7 +38,8 @@ ExportFormat = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
 
 _COMMON = ("config.json", "taxonomy.json", "preprocess.json", "golden.safetensors", "card.md")
-ARTIFACT = Format("vmmr-artifact", "artifact", 1, (("model.onnx", *_COMMON), ("model.xml", "model.bin", *_COMMON)))
+_CONTENTS = (("model.onnx", *_COMMON), ("model.xml", "model.bin", *_COMMON))
+ARTIFACT = Format("vmmr-artifact", "artifact", 1, (*_CONTENTS, *((*names, UNKNOWN) for names in _CONTENTS)))
 """The folder's format."""
 
 _RUNTIMES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
@@ -60,6 +63,7 @@ class Artifact(Facts):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     digest: str = ""
+    detector: Detector | None = None
 
     @property
     def format(self) -> ExportFormat:
@@ -106,7 +110,7 @@ def write_artifact(folder: Path, artifact: Artifact) -> Path:
     network = {"model.onnx": artifact.model}
     if artifact.weights is not None:
         network = {"model.xml": artifact.model, "model.bin": artifact.weights}
-    config = {**ARTIFACT.stamp, "precision": artifact.precision, "spec": asdict(artifact.spec), **artifact.provenance}
+    config = {**ARTIFACT.stamp, "precision": artifact.precision, "spec": described(artifact), **artifact.provenance}
     files = {
         **network,
         "config.json": to_json(config),
@@ -114,6 +118,7 @@ def write_artifact(folder: Path, artifact: Artifact) -> Path:
         "preprocess.json": artifact.preprocess.to_json().encode(),
         "golden.safetensors": artifact.golden.to_bytes(),
         "card.md": artifact.card.encode(),
+        **({} if artifact.detector is None else {UNKNOWN: artifact.detector.to_bytes()}),
     }
     return write_folder(folder, ARTIFACT, files)
 
@@ -125,13 +130,14 @@ def read_artifact(folder: str | os.PathLike[str]) -> Artifact:
     config = parse_json(payload["config.json"], "config.json")
     if {key: config.pop(key, None) for key in ARTIFACT.stamp} != ARTIFACT.stamp:
         raise BundleError("config.json is of another format or version", do="export it anew")
-    precision, described = config.pop("precision", None), config.pop("spec", None)
-    if precision not in get_args(Precision) or not isinstance(described, dict):
+    precision, settings = config.pop("precision", None), config.pop("spec", None)
+    if precision not in get_args(Precision) or not isinstance(settings, dict):
         raise BundleError("config.json describes no artifact", got=f"precision={precision!r}", do="export it anew")
-    spec, taxonomy, preprocess, card = read_facts(payload, described, name)
     golden = Golden.from_bytes(payload["golden.safetensors"])
+    width = golden.features.shape[1]
+    spec, taxonomy, preprocess, card, detector = read_facts(payload, settings, name, width=width)
     if golden.pixels.shape[1:] != (preprocess.height, preprocess.width, 3):
         raise BundleError("golden.safetensors and preprocess.json disagree", got=list(golden.pixels.shape))
     model = payload.get("model.onnx", payload.get("model.xml", b""))
     weights = payload.get("model.bin")
-    return Artifact(spec, taxonomy, preprocess, precision, model, weights, golden, card, config, name, digest)
+    return Artifact(spec, taxonomy, preprocess, precision, model, weights, golden, card, config, name, digest, detector)

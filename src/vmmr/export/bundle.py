@@ -6,6 +6,7 @@
       taxonomy.json         class -> make, model, year
       preprocess.json       bytes -> input
       card.md               where it comes from
+      unknown.safetensors   constants of the unknown score, where config.json names one
       manifest.json         {"files": {name: {"size", "sha256"}}}
 
 `vmmr.export.folder` writes it whole and reads it without trust.
@@ -37,16 +38,19 @@ from vmmr.models.decoding import joint_scores
 from vmmr.models.heads import HeadForm
 from vmmr.models.heads.hierarchy import split_levels
 from vmmr.taxonomy import MAX_NODES, Taxonomy
+from vmmr.unknown.detector import Detector
 
 import timm  # isort: skip
 
 __all__ = [
     "OPTIONS",
+    "UNKNOWN",
     "Bundle",
     "Facts",
     "ModelSpec",
     "Network",
     "build_network",
+    "described",
     "read_bundle",
     "read_facts",
     "write_bundle",
@@ -66,7 +70,11 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 """The arguments of timm.create_model that a model on disk may carry, and their types."""
 
 _NAMES = ("weights.safetensors", "config.json", "taxonomy.json", "preprocess.json", "card.md")
-_FORMAT = Format("vmmr-bundle", "bundle", 1, (_NAMES,))
+UNKNOWN = "unknown.safetensors"
+"""The file that is there only where config.json names an unknown score."""
+
+_FORMAT = Format("vmmr-bundle", "bundle", 1, (_NAMES, (*_NAMES, UNKNOWN)))
+_LEAST_SIDE = 3  # of an input whose detail is measured
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,14 @@ class ModelSpec:
 
 
 class Facts:
-    """What a network's logits mean, for whoever holds its spec and its taxonomy: a bundle or an exported artifact."""
+    """What a network's logits mean, for whoever holds its spec and its taxonomy: a bundle or an exported artifact.
+
+    detector: says what it does not know; None where it cannot.
+    """
 
     spec: ModelSpec
     taxonomy: Taxonomy
+    detector: Detector | None
 
     @property
     def levels(self) -> Levels | None:
@@ -170,6 +182,7 @@ class Bundle(Facts):
     card: str
     name: str = ""
     digest: str = ""
+    detector: Detector | None = None
 
     def network(self) -> Network:
         """The network with these weights, in evaluation mode, for images in [-1, 1]."""
@@ -184,6 +197,13 @@ class Bundle(Facts):
             raise BundleError(
                 f"the weights of {self.name} do not fit its config.json", got=str(error).split("\n")[1:2]
             ) from error
+        backbone = network if isinstance(network, Backbone) else network.backbone
+        if self.detector is not None and self.detector.fitted.width not in (None, backbone.width):
+            raise BundleError(
+                f"the unknown score of {self.name} is of another network",
+                got=f"{self.detector.fitted.width} features",
+                do=f"need {backbone.width}; fit it anew: vmmr calibrate",
+            )
         return network.eval()
 
 
@@ -215,12 +235,18 @@ def write_bundle(folder: Path, bundle: Bundle) -> Path:
     """
     files = {
         "weights.safetensors": save({k: v.contiguous() for k, v in bundle.tensors.items()}),
-        "config.json": to_json({**_FORMAT.stamp, **asdict(bundle.spec)}),
+        "config.json": to_json({**_FORMAT.stamp, **described(bundle)}),
         "taxonomy.json": bundle.taxonomy.to_json().encode(),
         "preprocess.json": bundle.preprocess.to_json().encode(),
         "card.md": bundle.card.encode(),
+        **({} if bundle.detector is None else {UNKNOWN: bundle.detector.to_bytes()}),
     }
     return write_folder(folder, _FORMAT, files)
+
+
+def described(facts: Facts) -> dict[str, Any]:
+    """The settings of spec and detector as config.json holds them, and `read_facts` reads them."""
+    return asdict(facts.spec) | ({} if facts.detector is None else {"unknown": facts.detector.settings})
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
@@ -230,20 +256,23 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     config = parse_json(payload["config.json"], "config.json")
     if {key: config.pop(key, None) for key in _FORMAT.stamp} != _FORMAT.stamp:
         raise BundleError("config.json is of another format or version", do="write the bundle anew")
-    spec, taxonomy, preprocess, card = read_facts(payload, config, name)
+    spec, taxonomy, preprocess, card, detector = read_facts(payload, config, name)
     try:
         tensors = load(payload["weights.safetensors"])
     except SafetensorError as error:
         raise BundleError(f"the bundle {name} is malformed", got=error) from error
-    return Bundle(spec, taxonomy, preprocess, tensors, card, name, digest)
+    return Bundle(spec, taxonomy, preprocess, tensors, card, name, digest, detector)
 
 
 def read_facts(
-    payload: Mapping[str, bytes], config: dict[str, Any], name: str
-) -> tuple[ModelSpec, Taxonomy, Preprocess, str]:
-    """What belongs to weights, from verified files and the settings of a `ModelSpec`: spec, taxonomy, preprocessing and
-    card. BundleError, which calls the folder `name`, where they are malformed or contradict each other."""
+    payload: Mapping[str, bytes], config: dict[str, Any], name: str, *, width: int | None = None
+) -> tuple[ModelSpec, Taxonomy, Preprocess, str, Detector | None]:
+    """What belongs to weights, from verified files and the settings that `described` gave: spec, taxonomy,
+    preprocessing, card and detector. width: features of the network, where they are known. BundleError, which calls the
+    folder `name`, where they are malformed or contradict each other."""
     parse_json(payload["preprocess.json"], "preprocess.json")
+    config, unknown = {**config}, config.get("unknown")
+    config.pop("unknown", None)
     try:
         config = {**config, "mean": tuple(config["mean"]), "std": tuple(config["std"])}
         if config.get("hierarchy") is not None:
@@ -259,4 +288,15 @@ def read_facts(
             f"config.json and taxonomy.json of {name} disagree",
             got=f"{spec.classes} outputs, {len(taxonomy)} classes",
         )
-    return spec, taxonomy, preprocess, card
+    if (unknown is None) != (UNKNOWN not in payload):
+        raise BundleError(f"config.json and {UNKNOWN} of {name} go together", got="one of them")
+    if unknown is None:
+        return spec, taxonomy, preprocess, card, None
+    detector = Detector.read(unknown, payload[UNKNOWN], classes=spec.classes, width=width)
+    if detector.gate.shortest > preprocess.shrink_to or min(preprocess.height, preprocess.width) < _LEAST_SIDE:
+        raise BundleError(
+            f"the gate of {name} does not fit its preprocessing",
+            got=f"shortest={detector.gate.shortest}, an input of {preprocess.height} x {preprocess.width}",
+            do=f"pass at most {preprocess.shrink_to}, to which large pictures are shrunk",
+        )
+    return spec, taxonomy, preprocess, card, detector

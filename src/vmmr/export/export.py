@@ -87,7 +87,15 @@ def export_bundle(
         else:
             model, weights = quantise_ir(model, weights, calibration)
     plain = Artifact(
-        bundle.spec, bundle.taxonomy, bundle.preprocess, precision, model, weights, golden_set(bundle), bundle.card
+        bundle.spec,
+        bundle.taxonomy,
+        bundle.preprocess,
+        precision,
+        model,
+        weights,
+        golden_set(bundle),
+        bundle.card,
+        detector=bundle.detector,
     )
     runtime = plain.runtime()
     parity = require_parity(plain, plain.golden, runtime)

@@ -96,6 +96,7 @@ class Model(_Out):
     version: str = Field(description="the first twelve digits of the SHA-256 of the folder's manifest")
 
 
+Reason = Literal["ok", "unsure", "unknown_vehicle", "not_a_vehicle", "too_small", "low_quality"]
 Confidence = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -126,6 +127,8 @@ class AnswerOut(_Out):
     alternatives: list[CandidateOut]
     level: str
     levels: list[LevelOut]
+    known: bool | None = Field(description="whether the model learned this vehicle; null where it cannot tell")
+    reason: Reason = Field(description="ok, or why not to trust what is said")
 
 
 class Recognized(_Out):

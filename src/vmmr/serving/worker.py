@@ -26,7 +26,7 @@ from vmmr.data.decode import DecodeLimits
 from vmmr.data.pixels import decode_part, thread_map
 from vmmr.errors import VmmrError
 from vmmr.export.runtime import Outputs
-from vmmr.recognizer import Recognizer, load
+from vmmr.recognizer import Prepared, Recognizer, load
 from vmmr.serving.frames import pack, read_frame
 
 __all__ = ["BEAT_S", "LIMITS", "Model", "main"]
@@ -66,12 +66,14 @@ class Model:
         """A result for every item: what it wants, or {"error": code}; and how long reading and the pass took, in ms."""
         started = time.perf_counter()
         read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items), workers=_THREADS)
-        good = [place for place, pixels in enumerate(read) if pixels is not None]
+        good = [place for place, found in enumerate(read) if found is not None]
         results: list[dict[str, Any]] = [{"error": "bad_image"}] * len(items)
         read_at = time.perf_counter()
         if good:
-            outputs = self.recognizer.outputs(np.stack([pixels for pixels in read if pixels is not None]))
-            for place, result in zip(good, self._said([items[place] for place in good], outputs), strict=True):
+            shown = [found for found in read if found is not None]
+            outputs = self.recognizer.outputs(np.stack([found.pixels for found in shown]))
+            said = self._said([items[place] for place in good], outputs, [found.side for found in shown])
+            for place, result in zip(good, said, strict=True):
                 results[place] = result
         ended = time.perf_counter()
         return {
@@ -80,16 +82,18 @@ class Model:
             "pass_ms": round(1e3 * (ended - read_at), 3),
         }
 
-    def _read(self, item: dict[str, Any], blob: bytes) -> NDArray[np.uint8] | None:
+    def _read(self, item: dict[str, Any], blob: bytes) -> Prepared | None:
         spec = self.recognizer.preprocess
         try:
             if "shape" in item:
-                return spec.pixels(np.frombuffer(blob, np.uint8).reshape(item["shape"]))
-            return spec.pixels(decode_part(blob, spec, box=item.get("box"), limits=LIMITS))
+                image = np.frombuffer(blob, np.uint8).reshape(item["shape"])
+            else:
+                image = decode_part(blob, spec, box=item.get("box"), limits=LIMITS)
+            return Prepared(spec.pixels(image), min(image.shape[:2]))
         except VmmrError:
             return None
 
-    def _said(self, items: Sequence[dict[str, Any]], outputs: Outputs) -> list[dict[str, Any]]:
+    def _said(self, items: Sequence[dict[str, Any]], outputs: Outputs, sides: Sequence[int]) -> list[dict[str, Any]]:
         """What each row of the outputs says to its item."""
         results: list[dict[str, Any]] = [{"error": "no_finite_output"}] * len(items)
         finite = np.logical_and.reduce([np.isfinite(value).all(axis=1) for value in outputs.values()])
@@ -98,20 +102,23 @@ class Model:
             wanted.setdefault((items[row]["want"], items[row].get("top", 0)), []).append(row)
         for (want, top), rows in wanted.items():
             part = {name: value[rows] for name, value in outputs.items()}
-            said = {"answer": self._answer, "embedding": self._embedding, "tensors": self._tensors}[want](part, top)
+            if want == "answer":
+                said = self._answer(part, top, [sides[row] for row in rows])
+            else:
+                said = {"embedding": self._embedding, "tensors": self._tensors}[want](part)
             for row, result in zip(rows, said, strict=True):
                 results[row] = result
         return results
 
-    def _answer(self, outputs: Outputs, top: int) -> list[dict[str, Any]]:
-        return [_rounded(answer.to_dict()) for answer in self.recognizer.answers_from(outputs, top=top)]
+    def _answer(self, outputs: Outputs, top: int, sides: Sequence[int]) -> list[dict[str, Any]]:
+        return [_rounded(answer.to_dict()) for answer in self.recognizer.answers_from(outputs, top=top, sides=sides)]
 
-    def _embedding(self, outputs: Outputs, _: int) -> list[dict[str, Any]]:
+    def _embedding(self, outputs: Outputs) -> list[dict[str, Any]]:
         features = outputs["features"]
         length = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
         return [{"embedding": row} for row in _numbers(features / length)]
 
-    def _tensors(self, outputs: Outputs, _: int) -> list[dict[str, Any]]:
+    def _tensors(self, outputs: Outputs) -> list[dict[str, Any]]:
         probabilities = self.recognizer.probabilities_from(outputs)
         names = self.recognizer.taxonomy.names
         labels = [names[label] for label in probabilities.argmax(axis=1).tolist()]

@@ -16,7 +16,7 @@ import vmmr
 from vmmr.config import TrainConfig
 from vmmr.data.manifest import Manifest
 from vmmr.errors import BundleError, ConfigError, TrainingError
-from vmmr.evaluation.evaluate import calibrated, evaluate
+from vmmr.evaluation.evaluate import calibrated, evaluate, require_fittable, with_unknown
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
 from vmmr.levels import HierarchySpec
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork, load_weights
@@ -94,6 +94,8 @@ def train(
         levels=taught.levels(guide.taxonomy) if guide is not None and taught is not None else None,
         progress=progress and fabric.is_global_zero,
     )
+    if config.unknown != "none":  # now, not after hours of training
+        require_fittable(samples.train.labels, len(samples.taxonomy))
     method, spec = _assemble(config, samples, guide)
     if isinstance(method, Distil):
         fabric.to_device(method.teacher)
@@ -108,6 +110,15 @@ def train(
         fitted, spec = replace(fitted, state=trunk_state(fitted.state)), replace(spec, kind="plain")
     bundle = _bundle(method, fitted, samples, spec, config)
     bundle = calibrated(bundle, samples.validation, samples.preprocess, precision=config.back_off, device=fabric.device)
+    if config.unknown != "none":
+        bundle = with_unknown(
+            bundle,
+            samples.train,
+            samples.validation,
+            samples.preprocess,
+            score=config.unknown,
+            device=fabric.device,
+        )
     write_bundle(out / "bundle", bundle)
     best = fitted.history[fitted.best]
     metrics: dict[str, Any] = {

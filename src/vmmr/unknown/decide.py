@@ -99,7 +99,7 @@ def fit_gate(
     )
 
 
-def decide(gate: Gate, *, score: float, sure: bool, side: int, contrast: float, detail: float) -> Reason:
+def decide(gate: Gate, *, score: float, sure: bool, side: float, contrast: float, detail: float) -> Reason:
     """The reason for one picture.
 
     score: as the gate was fitted for. sure: whether the answer, at some level, is; False where the back-off says

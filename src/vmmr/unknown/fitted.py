@@ -64,9 +64,15 @@ class Fitted:
         """The constants by name, contiguous: what `safetensors` writes."""
         return {name: getattr(self, name).contiguous() for name in self._shapes()}
 
+    @property
+    def width(self) -> int | None:
+        """How many features they are for; None where that does not matter."""
+        places = [(name, shape.dims.index("D")) for name, shape in self._shapes().items() if "D" in shape.dims]
+        return next((int(getattr(self, name).shape[place]) for name, place in places), None)
+
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], *, classes: int, width: int) -> Self:
-        """What `tensors` gave, of a network with so many classes and features at its classifier.
+    def from_tensors(cls, tensors: Mapping[str, Tensor], *, classes: int, width: int | None) -> Self:
+        """What `tensors` gave, of a network with so many classes and features at its classifier; width None: any.
 
         The tensors may come from a stranger's file: names, types, shapes and values are checked, and BundleError says
         which does not fit.
@@ -85,11 +91,11 @@ class Fitted:
             raise BundleError("the constants of an unknown score are malformed", got=error) from error
         for name, shape in shapes.items():
             for dim, size in zip(shape.dims, tensors[name].shape, strict=True):
-                if size != {"C": classes, "D": width}.get(dim, size):
+                if {"C": classes, "D": width}.get(dim) not in (None, size):
                     raise BundleError(
                         f"{name} of {cls.__name__} is of another network",
                         got=f"{dim} = {size}",
-                        do=f"need {classes} classes and {width} features",
+                        do=f"need {classes} classes and {'as many' if width is None else width} features",
                     )
         return found
 

@@ -147,8 +147,16 @@ const KINDS = { Noise: noise, Blur: blur, JPEG: jpeg, "Fewer pixels": fewer };
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 ? 0 : 1)} %`;
 const nameOf = (car) => [car.make, car.model, car.year].filter((part) => part !== "" && part !== null).join(" ");
 
+const DOUBTS = {
+  unknown_vehicle: ["Unknown vehicle", "This looks like no vehicle that it has learned; the name is the nearest."],
+  not_a_vehicle: ["Not a vehicle", "This looks unlike any vehicle; the name is the nearest."],
+  too_small: ["Too small", "The picture has too few pixels to trust the answer."],
+  low_quality: ["Bad picture", "The picture is too bad to tell whether this vehicle is known."],
+};
+
 function judge(answer) {
   const first = answer.alternatives[0];
+  if (answer.reason in DOUBTS) return ["doubt", ...DOUBTS[answer.reason]];
   if (answer.level === "") {
     return ["doubt", "Unsure", "Nothing about this vehicle is sure enough to be said, not even its make."];
   }
