@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+VALIDATION = ("0.png", "5.png", "9.png")
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +52,27 @@ def tiny_run(tiny_cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train(config, tiny_cars, out, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_table(tiny_cars: Path) -> Path:
+    """tiny_cars as a manifest in which three training pictures of each class are the split val."""
+    table = tiny_cars.with_name(f"{tiny_cars.name}.csv")
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "make", "model", "year", "split"])
+        for path in sorted(tiny_cars.rglob("*.png")):
+            split, make, model, year, name = path.relative_to(tiny_cars).parts
+            rows.writerow([path, make, model, year, "val" if split == "train" and name in VALIDATION else split])
+    return table
+
+
+@pytest.fixture(scope="session")
+def tiny_known(tiny_run: Path, tiny_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of tiny_run that says what it does not know, by the neighbours of its features."""
+    from vmmr.cli import main
+
+    folder = shutil.copytree(tiny_run / "bundle", tmp_path_factory.mktemp("known") / "bundle")
+    words = ["calibrate", str(folder), "--data", str(tiny_table), "--accept", "0.9", "--shortest", "20"]
+    assert main(words) == 0
+    return Path(folder)
