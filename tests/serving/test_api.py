@@ -18,6 +18,7 @@ from PIL import Image
 
 import vmmr
 from vmmr.recognizer import Recognizer
+from vmmr.unknown import Reason
 
 from .conftest import Server
 
@@ -66,6 +67,24 @@ def test_answers_are_those_of_the_recogniser(server: Server, recognizer: Recogni
     assert {result["make"] for result in document["results"]} == {"Audi", "BMW"}
     [alone] = server.post("/v1/recognize?top=1", images[0]).json()["results"]
     assert alone["alternatives"] == []
+
+
+def test_unknown_vehicles_are_told_as_the_recogniser_tells_them(tiny_known: Path, images: list[bytes]) -> None:
+    server, recognizer = Server(["-c", COMMAND, "serve", str(tiny_known), "--port", "0"]), vmmr.load(tiny_known)
+    pixels = np.asarray(Image.open(io.BytesIO(images[0])))
+    for odd in (pixels[:15], np.full_like(pixels, 130), 255 - pixels):
+        file = io.BytesIO()
+        Image.fromarray(odd).save(file, "PNG")
+        images = [*images, file.getvalue()]
+    try:
+        results = server.wait().post("/v1/recognize", *images).json()["results"]
+        reasons = server.request("GET", "/openapi.json").json()["components"]["schemas"]["AnswerOut"]["properties"]
+    finally:
+        server.end()
+    assert all(same(said, said_in_python(recognizer, image)) for said, image in zip(results, images, strict=True))
+    assert {result["reason"] for result in results} >= {"ok", "too_small", "low_quality"}
+    assert {result["known"] for result in results} == {True, False}
+    assert set(reasons["reason"]["enum"]) == {str(reason) for reason in Reason}
 
 
 def test_one_request_one_answer_to_the_byte(server: Server, images: list[bytes]) -> None:

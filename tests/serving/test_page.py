@@ -190,6 +190,14 @@ def fulfil(document: Any, route: Route) -> None:
     route.fulfill(json=document)
 
 
+DOUBTS = {
+    "unknown_vehicle": ("Unknown vehicle", "no vehicle that it has learned"),
+    "not_a_vehicle": ("Not a vehicle", "unlike any vehicle"),
+    "too_small": ("Too small", "too few pixels"),
+    "low_quality": ("Bad picture", "too bad to tell"),
+}
+
+
 def test_unsure_answers_give_their_reason(page: Page, tmp_path: Path) -> None:
     """What a network with levels says, as its server would."""
     car = {"make": "Audi", "model": "A4", "year": 2012, "confidence": 0.4}
@@ -203,12 +211,14 @@ def test_unsure_answers_give_their_reason(page: Page, tmp_path: Path) -> None:
         {**base, "level": "", "make": "", "confidence": 0.4},
         {**base, **car, "level": "class", "confidence": 0.9},
         {**base, **car, "level": "class", "levels": []},
+        *({**base, **car, "level": "class", "confidence": 0.9, "known": False, "reason": reason} for reason in DOUBTS),
     ]
     wanted = [
         ("Sure of the make alone", "Audi", "the likeliest is Audi A4 2012, at 40.0 %"),
         ("Unsure", "I cannot tell", "not even its make"),
         ("Sure of make, model and year", "Audi A4 2012", ""),
         ("A guess", "Audi A4 2012", "more likely than not"),
+        *((told, "Audi A4 2012", why) for told, why in DOUBTS.values()),
     ]
     for answer, (state, title, why) in zip(answers, wanted, strict=True):
         document = {"model": {"name": "a", "version": "b"}, "results": [answer]}
