@@ -122,7 +122,7 @@ def _cars(folder: Path) -> None:
     }
     rows = ["path,make,model,year,body,viewpoint,split"]
     folder.mkdir(parents=True)
-    for split, count in (("train", 12), ("test", 4)):
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
         for number, (name, colour) in enumerate(classes.items()):
             for place in range(count):
                 path = f"{split}-{number}-{place}.png"
