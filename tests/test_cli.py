@@ -63,6 +63,8 @@ def test_train_distil_evaluate_predict(tiny_cars: Path, tmp_path: Path, capsys: 
         "alternatives",
         "level",
         "levels",
+        "known",
+        "reason",
     }
 
 
