@@ -202,6 +202,7 @@ def _study(path: Path) -> None:
 GIVEN: dict[str, Callable[[Path], None]] = {
     "cars": _cars,
     "stanford": _cars,
+    "STANFORD_CARS": _cars,
     "downloads/stanford": _stanford,
     "car.jpg": _picture,
     "van.jpg": _picture,
@@ -214,6 +215,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "imagenet.safetensors": _weights,
     "examples/studies/levels.yaml": _study,
     "runs/plain/bundle": _bundle(),
+    "runs/robust/bundle": _bundle(standardise=True),
     "runs/student/bundle": _bundle(),
     "runs/teacher/bundle": _bundle("progressive"),
     "runs/s0.json": _results,
