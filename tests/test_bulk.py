@@ -182,15 +182,18 @@ killed = []
 def kill():
     until = time.monotonic() + 120
     while not killed and time.monotonic() < until:
-        if len(list(Path(out).glob("part-*.parquet"))) >= 3:
-            killed.append(len(list(Path(out).glob("part-*.parquet"))))
+        if found := len(list(Path(out).glob("part-*.parquet"))):
+            killed.append(found)
             cluster.remove_node(nodes[0], allow_graceful=False)
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 thread = threading.Thread(target=kill)
 thread.start()
 summary = run_bulk(bundle, [cars], out, part=1, engine="ray", workers=2, address=cluster.address, progress=False)
 thread.join()
+until = time.monotonic() + 60
+while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < until:
+    time.sleep(0.1)  # the head takes note
 print("RESULT", json.dumps([killed, summary.pictures, summary.answered, summary.failed, len(ray.nodes()),
                             sum(node["Alive"] for node in ray.nodes())]))
 ray.shutdown()

@@ -165,7 +165,7 @@ def test_in_a_browser(address: str, scheme: Literal["light", "dark"], width: int
             assert (red + green + blue > 600) == (scheme == "light")
         page.keyboard.press("/")
         page.get_by_placeholder("Search").fill("glass_blur")
-        page.locator(".md-search-result__link[href*='docs/methods/noise.html']").first.wait_for()
+        page.locator(".md-search-result__link[href*='docs/methods/noise.html']").first.wait_for(timeout=120_000)
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
         assert complaints == []
         browser.close()

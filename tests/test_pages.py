@@ -57,6 +57,9 @@ TINY_PYTHON = {
 
 # Commands of ours that are parsed and not run.
 NOT_RUN = {
+    "vmmr calibrate runs/student/bundle --data cars": (
+        "the drawn cars have no split val; docs/unknown.md has a table with one, and there it runs"
+    ),
     "vmmr serve runs/student/bundle": "runs until it is stopped; tests/serving starts servers",
     "vmmr serve runs/student/bundle --host 0.0.0.0 --token-file token": "the same",
     "vmmr predict runs/student/bundle pictures/ --out answers --engine ray --workers 16 --address auto": (

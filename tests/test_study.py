@@ -24,6 +24,7 @@ import vmmr.evaluation.study_page
 import vmmr.study
 from vmmr.config import TrainConfig
 from vmmr.errors import ConfigError
+from vmmr.files import alone_in
 from vmmr.study import Study, expand, read_study, run_key, run_study
 from vmmr.workers import Worker, do_all, start_workers
 
@@ -202,11 +203,11 @@ def test_workers_share_out_the_devices(
 def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
     study = _read(tmp_path, GOOD | {"out": str(tmp_path / "out")})
     with (
-        vmmr.study._alone(tmp_path / "out"),
-        pytest.raises(ConfigError, match="another study works in this folder"),
+        alone_in(tmp_path / "out"),
+        pytest.raises(ConfigError, match="another run works in this folder"),
     ):
         run_study(study, progress=False)
-    with pytest.raises(ConfigError, match="cannot make the folder"), vmmr.study._alone(tmp_path / "study.yaml"):
+    with pytest.raises(ConfigError, match="cannot make the folder"), alone_in(tmp_path / "study.yaml"):
         pass
 
 

@@ -101,13 +101,17 @@ def test_what_waits_longer_than_its_deadline_is_refused(start: Start) -> None:
 
 
 def test_a_full_queue_refuses_before_the_body(start: Start) -> None:
-    server = start(worker={"ms": 1000}, queue=2, batch=1)
+    server = start(worker={"ms": 3000}, queue=2, batch=1)
     with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(server.post, "/v1/recognize", b"a") for _ in range(3)]
-        time.sleep(0.5)  # one runs, two wait
+        until = time.monotonic() + 30
+        while server.metric("vmmr_waiting_pictures") < 2 and time.monotonic() < until:
+            time.sleep(0.02)  # one runs, two wait
         with closing(server.connect(timeout=5)) as connection:
             connection.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
-            said = connection.recv(65536)  # not a byte of the body has been sent
+            said = b""
+            while b"}" not in said and (more := connection.recv(65536)):
+                said += more  # not a byte of the body has been sent
         assert said.startswith(b"HTTP/1.1 503")
         assert b"retry-after: 1\r\n" in said
         assert b'"overloaded"' in said
