@@ -163,9 +163,13 @@ def test_in_a_browser(address: str, scheme: Literal["light", "dark"], width: int
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             red, green, blue = (int(part) for part in re.findall(r"\d+", paper)[:3])
             assert (red + green + blue > 600) == (scheme == "light")
-        page.keyboard.press("/")
+        for _ in range(100):  # until the page's script listens
+            if page.locator("#__search").is_checked():
+                break
+            page.keyboard.press("/")
+            page.wait_for_timeout(100)
         page.get_by_placeholder("Search").fill("glass_blur")
-        page.locator(".md-search-result__link[href*='docs/methods/noise.html']").first.wait_for(timeout=120_000)
+        page.locator(".md-search-result__link[href*='docs/methods/noise.html']").first.wait_for()
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
         assert complaints == []
         browser.close()
