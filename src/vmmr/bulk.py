@@ -29,10 +29,11 @@ from rich.progress import track
 
 import vmmr
 from vmmr.answer import Answer, Box
+from vmmr.config import RuntimeName
 from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
 from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
 from vmmr.files import alone_in, whole_file
-from vmmr.recognizer import Crop, Picture, Recognizer, RuntimeName, load
+from vmmr.recognizer import Crop, Picture, Recognizer, load
 
 __all__ = ["ANSWERS", "Summary", "answer_part", "listed", "run_bulk"]
 
@@ -243,9 +244,10 @@ class _Answerer:
     """A worker of Ray: loads the bundle once, then answers parts."""
 
     def __init__(self, bundle: Path, out: Path, digest: str, top: int, runtime: RuntimeName) -> None:
-        if _digest(bundle) != digest:
-            raise BundleError("this machine sees another bundle", got=_digest(bundle)[:16], do="share one folder")
         self._recognizer, self._out, self._top = load(bundle, runtime=runtime), out, top
+        if self._recognizer.digest != digest:
+            got = self._recognizer.digest[:16]
+            raise BundleError("this machine sees another bundle", got=got, do="share one folder")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         answer_part(self._recognizer, self._out, int(row["part"]), top=self._top)

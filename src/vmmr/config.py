@@ -32,6 +32,9 @@ Balancer = Literal[
     "upgrad",
 ]
 
+RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
+"""What runs a network; `auto` is the fastest that is installed and fits."""
+
 UnknownScore = Literal[
     "none",
     "ash",

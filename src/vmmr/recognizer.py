@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, overload
+from typing import NamedTuple, get_args, overload
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vmmr.answer import Answer, Box, Candidate, LevelAnswer
-from vmmr.data.decode import decode
-from vmmr.data.pixels import cut_out, ordered, thread_map
+from vmmr.config import RuntimeName
+from vmmr.data.decode import DecodeLimits, decode
+from vmmr.data.pixels import cores, cut_out, ordered, thread_map
 from vmmr.errors import ConfigError, DataError, ImageError, VmmrError
 from vmmr.export.artifact import ARTIFACT, Artifact, read_artifact
 from vmmr.export.bundle import Bundle, read_bundle
@@ -35,7 +36,7 @@ from vmmr.models.decoding import back_off, confidences_by_level, independent
 from vmmr.models.heads.hierarchy import split_levels
 from vmmr.unknown import Reason
 
-__all__ = ["Crop", "Picture", "Prepared", "Recognizer", "RuntimeName", "load", "read_model", "recognize"]
+__all__ = ["Crop", "Picture", "Prepared", "Recognizer", "directions", "load", "read_model", "recognize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,20 @@ class Prepared(NamedTuple):
     side: int
 
 
-RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
-"""What runs a network; `auto` is the fastest that is installed and fits."""
+def directions(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features [N, D] -> rows of length 1."""
+    length: NDArray[np.float32] = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return features / length
 
 
-def _decoded(picture: Picture, shrink_to: int | None) -> NDArray[np.uint8]:
-    """The upright picture, uint8 [H, W, 3]; shrink_to: see `decode`."""
+def _decoded(picture: Picture, shrink_to: int | None, limits: DecodeLimits) -> NDArray[np.uint8]:
+    """The upright picture, uint8 [H, W, 3]; shrink_to, limits: see `decode`."""
     if isinstance(picture, np.ndarray):
         return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
     if isinstance(picture, Image.Image):
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     if isinstance(picture, str | bytes | os.PathLike):
-        return decode(picture, shrink_to=shrink_to)
+        return decode(picture, limits=limits, shrink_to=shrink_to)
     raise ImageError("this is no picture", got=type(picture).__name__, do="pass a path, bytes, array or image")
 
 
@@ -83,6 +86,7 @@ class Recognizer:
     """
 
     def __init__(self, model: Bundle | Artifact, runtime: Runtime | None = None, *, batch_size: int = 32) -> None:
+        self.digest, self.limits = model.digest, DecodeLimits()
         self.taxonomy = model.taxonomy
         # The runtime rescales from [-1, 1] to the backbone's own statistics.
         self.preprocess = replace(model.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -129,7 +133,7 @@ class Recognizer:
         workers: threads that decode and resize ahead while batches are answered; None for one a core. At most three
         batches of pictures are held at a time; answers come by batches, the last one as it is.
         """
-        workers = workers or _cores()
+        workers = workers or cores()
         read = ordered(self._tried, pictures, workers=workers, ahead=2 * self.batch_size + workers)
         while part := list(islice(read, self.batch_size)):
             good = [found for found in part if isinstance(found, Prepared)]
@@ -145,9 +149,7 @@ class Recognizer:
             rows.append(self.runtime(np.stack(read))["features"])
         if not rows:
             raise DataError("there is nothing to embed", got="no pictures", do="pass one or more")
-        features = np.concatenate(rows)
-        features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        return features
+        return directions(np.concatenate(rows))
 
     def read(self, picture: Picture) -> NDArray[np.uint8]:
         """The pixels that `prepare` gives, without the side."""
@@ -163,9 +165,9 @@ class Recognizer:
         if isinstance(picture, Crop):
             box, source = picture.box, picture.picture
             name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
-            image = cut_out(_decoded(source, None), (box.left, box.top, box.right, box.bottom), name)
+            image = cut_out(_decoded(source, None, self.limits), (box.left, box.top, box.right, box.bottom), name)
         else:
-            image = _decoded(picture, self.preprocess.shrink_to)
+            image = _decoded(picture, self.preprocess.shrink_to, self.limits)
         return Prepared(self.preprocess.pixels(image), min(image.shape[:2]))
 
     def outputs(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -289,11 +291,6 @@ class Recognizer:
             level=level,
             alternatives=alternatives,
         )
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(

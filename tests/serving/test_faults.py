@@ -192,6 +192,7 @@ def test_a_worker_dies_with_its_server(start: Start) -> None:
     worker = server.worker
     server.end(signal.SIGKILL)
     worker.wait(timeout=20)
+    assert not worker.is_running()
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(start: Start, tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from vmmr.config import RuntimeName
 from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
 from vmmr.errors import DataError
 
 __all__ = ["add_predict", "run_predict", "run_track"]
 
-_RUNTIMES = ["auto", "torch", "onnxruntime", "openvino"]
+_RUNTIMES = get_args(RuntimeName)
 
 
 def add_predict(verbs: Any) -> None:

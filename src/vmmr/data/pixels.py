@@ -19,7 +19,7 @@ from vmmr.data.decode import DecodeLimits, decode
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError, ImageError
 
-__all__ = ["Pixels", "cut_out", "decode_part", "ordered", "read_pixels", "thread_map"]
+__all__ = ["Pixels", "cores", "cut_out", "ordered", "read_pixels", "thread_map"]
 
 _DEFAULT_LIMITS = DecodeLimits()
 _S = TypeVar("_S")
@@ -63,6 +63,11 @@ def thread_map(work: Callable[[int], _T], count: int, *, workers: int = 2, progr
         pool.shutdown(cancel_futures=True)
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cut_out(image: NDArray[np.uint8], box: Sequence[int] | NDArray[np.int64], name: str) -> NDArray[np.uint8]:
     """The box of an image [H, W, 3]: left, top, right, bottom, half-open, cut at the image's border. `name` is for the
     ImageError of a box that holds no pixel."""
@@ -87,25 +92,14 @@ def read_pixels(
 
     box: left, top, right, bottom in pixels of the upright image, half-open; cut at the image's border; None or all
     -1 for the whole image. Large JPEGs without a box are decoded at reduced size (`Preprocess.shrink_to`).
-    Training and serving both come through here. Raises ImageError, also for a box that holds no pixel.
+    Training comes through here; answering resizes by `Preprocess.pixels`. Raises ImageError, also for a box that
+    holds no pixel.
     """
-    return preprocess.resized(decode_part(source, preprocess, box=box, limits=limits, name=name))
-
-
-def decode_part(
-    source: bytes | str | os.PathLike[str],
-    preprocess: Preprocess,
-    *,
-    box: Sequence[int] | NDArray[np.int64] | None = None,
-    limits: DecodeLimits = _DEFAULT_LIMITS,
-    name: str | None = None,
-) -> NDArray[np.uint8]:
-    """The first half of `read_pixels`: decoded and cut out, uint8 [H, W, 3], not yet resized."""
     whole = box is None or all(side == -1 for side in box)
     image = decode(source, limits=limits, name=name, shrink_to=preprocess.shrink_to if whole else None)
     if box is not None and not whole:
         image = cut_out(image, box, name or ("the image" if isinstance(source, bytes) else os.fsdecode(source)))
-    return image
+    return preprocess.resized(image)
 
 
 class Pixels:

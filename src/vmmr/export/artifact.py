@@ -25,8 +25,8 @@ from typing import Any, Literal, get_args
 
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError
-from vmmr.export.bundle import UNKNOWN, Facts, ModelSpec, described, read_facts
-from vmmr.export.folder import Format, parse_json, read_folder, to_json, write_folder
+from vmmr.export.bundle import UNKNOWN, Facts, ModelSpec, described, fact_files, read_facts
+from vmmr.export.folder import Format, read_config, read_folder, to_json, write_folder
 from vmmr.export.parity import Golden
 from vmmr.export.runtime import Runtime
 from vmmr.taxonomy import Taxonomy
@@ -114,11 +114,8 @@ def write_artifact(folder: Path, artifact: Artifact) -> Path:
     files = {
         **network,
         "config.json": to_json(config),
-        "taxonomy.json": artifact.taxonomy.to_json().encode(),
-        "preprocess.json": artifact.preprocess.to_json().encode(),
         "golden.safetensors": artifact.golden.to_bytes(),
-        "card.md": artifact.card.encode(),
-        **({} if artifact.detector is None else {UNKNOWN: artifact.detector.to_bytes()}),
+        **fact_files(artifact),
     }
     return write_folder(folder, ARTIFACT, files)
 
@@ -127,9 +124,7 @@ def read_artifact(folder: str | os.PathLike[str]) -> Artifact:
     """Verify and read an artifact. BundleError says which file is missing, altered, linked, oversized or malformed."""
     payload, digest = read_folder(folder, ARTIFACT)
     name = Path(folder).name
-    config = parse_json(payload["config.json"], "config.json")
-    if {key: config.pop(key, None) for key in ARTIFACT.stamp} != ARTIFACT.stamp:
-        raise BundleError("config.json is of another format or version", do="export it anew")
+    config = read_config(payload, ARTIFACT)
     precision, settings = config.pop("precision", None), config.pop("spec", None)
     if precision not in get_args(Precision) or not isinstance(settings, dict):
         raise BundleError("config.json describes no artifact", got=f"precision={precision!r}", do="export it anew")

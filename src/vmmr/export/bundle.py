@@ -31,7 +31,7 @@ from vmmr.data.labels import level_labels
 from vmmr.data.manifest import Manifest
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
-from vmmr.export.folder import Format, parse_json, read_folder, to_json, write_folder
+from vmmr.export.folder import Format, parse_json, read_config, read_folder, to_json, write_folder
 from vmmr.levels import HierarchySpec, Levels
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
 from vmmr.models.decoding import joint_scores
@@ -139,6 +139,8 @@ class Facts:
 
     spec: ModelSpec
     taxonomy: Taxonomy
+    preprocess: Preprocess
+    card: str
     detector: Detector | None
 
     @property
@@ -236,12 +238,19 @@ def write_bundle(folder: Path, bundle: Bundle) -> Path:
     files = {
         "weights.safetensors": save({k: v.contiguous() for k, v in bundle.tensors.items()}),
         "config.json": to_json({**_FORMAT.stamp, **described(bundle)}),
-        "taxonomy.json": bundle.taxonomy.to_json().encode(),
-        "preprocess.json": bundle.preprocess.to_json().encode(),
-        "card.md": bundle.card.encode(),
-        **({} if bundle.detector is None else {UNKNOWN: bundle.detector.to_bytes()}),
+        **fact_files(bundle),
     }
     return write_folder(folder, _FORMAT, files)
+
+
+def fact_files(facts: Facts) -> dict[str, bytes]:
+    """The files that a bundle and an artifact have alike, config.json aside; `read_facts` reads them."""
+    return {
+        "taxonomy.json": facts.taxonomy.to_json().encode(),
+        "preprocess.json": facts.preprocess.to_json().encode(),
+        "card.md": facts.card.encode(),
+        **({} if facts.detector is None else {UNKNOWN: facts.detector.to_bytes()}),
+    }
 
 
 def described(facts: Facts) -> dict[str, Any]:
@@ -253,9 +262,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Verify and read a bundle. BundleError says which file is missing, altered, linked, oversized or malformed."""
     payload, digest = read_folder(folder, _FORMAT)
     name = Path(folder).name
-    config = parse_json(payload["config.json"], "config.json")
-    if {key: config.pop(key, None) for key in _FORMAT.stamp} != _FORMAT.stamp:
-        raise BundleError("config.json is of another format or version", do="write the bundle anew")
+    config = read_config(payload, _FORMAT)
     spec, taxonomy, preprocess, card, detector = read_facts(payload, config, name)
     try:
         tensors = load(payload["weights.safetensors"])

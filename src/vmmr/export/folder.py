@@ -19,7 +19,16 @@ from typing import Any
 
 from vmmr.errors import BundleError
 
-__all__ = ["Format", "folder_format", "parse_json", "read_folder", "require_replaceable", "to_json", "write_folder"]
+__all__ = [
+    "Format",
+    "folder_format",
+    "parse_json",
+    "read_config",
+    "read_folder",
+    "require_replaceable",
+    "to_json",
+    "write_folder",
+]
 
 _MAX_BINARY, _MAX_TEXT = 2 * 2**30, 32 * 2**20
 _BINARY = (".safetensors", ".onnx", ".bin")
@@ -121,6 +130,14 @@ def read_folder(folder: str | os.PathLike[str], kind: Format) -> tuple[dict[str,
             raise BundleError(f"{name} was altered after the {kind.noun} was written", got=f"SHA-256 {digest[:16]}")
         payload[name] = data
     return payload, hashlib.sha256(listing).hexdigest()
+
+
+def read_config(payload: Mapping[str, bytes], kind: Format) -> dict[str, Any]:
+    """config.json without its stamp. BundleError where that is of another format or version."""
+    config = parse_json(payload["config.json"], "config.json")
+    if {key: config.pop(key, None) for key in kind.stamp} != kind.stamp:
+        raise BundleError("config.json is of another format or version", do=f"write the {kind.noun} anew")
+    return config
 
 
 def _names(files: object, contents: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:

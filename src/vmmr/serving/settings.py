@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmr.config import RuntimeName
 from vmmr.errors import ConfigError
 
 __all__ = ["Settings", "read_token"]
@@ -49,7 +50,7 @@ class Settings:
     name: str = "vmmr"
     token_file: str | None = None
     insecure: bool = False
-    runtime: str = "auto"
+    runtime: RuntimeName = "auto"
     device: str = "cpu"
     batch: int = 32
     latency_ms: float = 5.0

@@ -8,7 +8,6 @@ nothing else. It ends as well when the server does.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
@@ -16,17 +15,17 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmmr.answer import Box
 from vmmr.data.decode import DecodeLimits
-from vmmr.data.pixels import decode_part, thread_map
+from vmmr.data.pixels import cores, thread_map
 from vmmr.errors import VmmrError
 from vmmr.export.runtime import Outputs
-from vmmr.recognizer import Prepared, Recognizer, load
+from vmmr.recognizer import Crop, Prepared, Recognizer, directions, load
 from vmmr.serving.frames import pack, read_frame
 
 __all__ = ["BEAT_S", "LIMITS", "Model", "main"]
@@ -35,7 +34,6 @@ BEAT_S = 0.5
 LIMITS = DecodeLimits(max_bytes=10 * 1024 * 1024)
 """A picture over HTTP: 10 MiB, 40 million pixels, 12,000 a side."""
 
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _DIGITS = 6  # of every float that is said: what lies behind depends on the pictures that share a pass
 
 
@@ -65,7 +63,7 @@ class Model:
     def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> dict[str, Any]:
         """A result for every item: what it wants, or {"error": code}; and how long reading and the pass took, in ms."""
         started = time.perf_counter()
-        read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items), workers=_THREADS)
+        read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items), workers=cores())
         good = [place for place, found in enumerate(read) if found is not None]
         results: list[dict[str, Any]] = [{"error": "bad_image"}] * len(items)
         read_at = time.perf_counter()
@@ -83,13 +81,10 @@ class Model:
         }
 
     def _read(self, item: dict[str, Any], blob: bytes) -> Prepared | None:
-        spec = self.recognizer.preprocess
         try:
             if "shape" in item:
-                image = np.frombuffer(blob, np.uint8).reshape(item["shape"])
-            else:
-                image = decode_part(blob, spec, box=item.get("box"), limits=LIMITS)
-            return Prepared(spec.pixels(image), min(image.shape[:2]))
+                return self.recognizer.prepare(np.frombuffer(blob, np.uint8).reshape(item["shape"]))
+            return self.recognizer.prepare(blob if item.get("box") is None else Crop(blob, Box(*item["box"])))
         except VmmrError:
             return None
 
@@ -114,9 +109,7 @@ class Model:
         return [_rounded(answer.to_dict()) for answer in self.recognizer.answers_from(outputs, top=top, sides=sides)]
 
     def _embedding(self, outputs: Outputs) -> list[dict[str, Any]]:
-        features = outputs["features"]
-        length = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        return [{"embedding": row} for row in _numbers(features / length)]
+        return [{"embedding": row} for row in _numbers(directions(outputs["features"]))]
 
     def _tensors(self, outputs: Outputs) -> list[dict[str, Any]]:
         probabilities = self.recognizer.probabilities_from(outputs)
@@ -171,8 +164,8 @@ def main() -> None:
         settings, _ = read_frame(sys.stdin.buffer)
         try:
             recognizer = load(settings["bundle"], runtime=settings["runtime"], device=settings["device"])
-            version = hashlib.sha256((Path(settings["bundle"]) / "manifest.json").read_bytes()).hexdigest()[:12]
-            model = Model(recognizer, version)
+            recognizer.limits = LIMITS
+            model = Model(recognizer, recognizer.digest[:12])
             voice.say({"ready": model.warm(settings["batch"])})
         except VmmrError as error:
             voice.say({"refused": str(error)})
