@@ -123,7 +123,8 @@ def _divided(args: argparse.Namespace, seed: int, home: Path) -> tuple[OpenSetPr
     if args.protocol is not None:
         protocol = OpenSetProtocol.from_json(args.protocol.read_text(encoding="utf-8"))
     else:
-        protocol = draw_protocol(manifest, seed=seed)
+        models, makes = args.held_out
+        protocol = draw_protocol(manifest, models=models, makes=makes, seed=seed)
     (home / "protocol.json").write_text(protocol.to_json(), encoding="utf-8")
     # Rendered vehicles are drawn apart, and may look alike.
     groups = duplicate_groups(manifest.path_list()) if args.data is not None else None
@@ -330,6 +331,9 @@ def main() -> None:
     parser.add_argument("--others", type=Path, nargs="+", default=[], help="folders of pictures of no vehicle")
     parser.add_argument("--out", type=Path, default=Path("runs/openset"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--held-out", type=float, nargs=2, default=(0.15, 0.15), metavar="SHARE", help="models, then makes"
+    )
     parser.add_argument("--recipe", default="plain_noise")
     parser.add_argument("--backbone", default="test_resnet")
     parser.add_argument("--weights", type=Path)
