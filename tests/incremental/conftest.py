@@ -26,7 +26,7 @@ def _tiny(classes: int = 3, *, seed: int = 0, name: str = "test_resnet") -> Back
     return network.eval()
 
 
-def _images(labels: Tensor, task: int, *, seed: int = 0) -> Tensor:
+def _images(labels: Tensor, task: int, *, seed: int = 0, noise: float = 0.3) -> Tensor:
     """[N, 3, 32, 32] in [-1, 1]: stripes whose direction and width say the class within the task, in noise, through a
     gain and an offset of each colour that say the task."""
     generator = torch.Generator().manual_seed(seed)
@@ -35,8 +35,8 @@ def _images(labels: Tensor, task: int, *, seed: int = 0) -> Tensor:
     shape = waves[labels % 3][:, None].repeat(1, 3, 1, 1)
     gain = torch.tensor([[0.3, 0.9, 0.5], [0.8, 0.3, 0.3], [0.4, 0.4, 0.9], [0.9, 0.7, 0.3]])[task]
     offset = torch.tensor([[-0.4, 0.0, 0.3], [0.4, -0.3, 0.0], [0.0, 0.4, -0.4], [-0.2, 0.3, 0.3]])[task]
-    noise = 0.3 * torch.randn(len(labels), 3, SIDE, SIDE, generator=generator)
-    found: Tensor = ((shape + noise) * gain[:, None, None] + offset[:, None, None]).clamp(-1, 1)
+    grain = noise * torch.randn(len(labels), 3, SIDE, SIDE, generator=generator)
+    found: Tensor = ((shape + grain) * gain[:, None, None] + offset[:, None, None]).clamp(-1, 1)
     return found
 
 

@@ -60,7 +60,7 @@ def task_of(labels: Tensor, classes: Sequence[int]) -> Tensor:
     tensor([0, 0, 1, 2])
     """
     ends = torch.tensor([*accumulate(classes)], device=labels.device)
-    return torch.bucketize(labels, ends, right=True)
+    return torch.bucketize(labels.contiguous(), ends, right=True)
 
 
 def unknown_by_head(
