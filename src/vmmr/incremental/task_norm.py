@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from vmmr.incremental.banks import BankedNetwork, redraw
 from vmmr.incremental.memory import Memory, per_class
 
 __all__ = [
+    "Features",
     "Plan",
     "Progress",
     "TaskNorm",
@@ -46,6 +48,9 @@ __all__ = [
 View = Callable[[Tensor, torch.Generator | None], Tensor]
 """items [B, ...] -> images [B, 3, H, W] in [-1, 1]: as training varies them, drawn from a generator; without one, as
 they are answered."""
+
+Features = Callable[[Tensor, Sequence[int]], Tensor]
+"""items [N, ...] and tasks -> features [N, len(tasks), D] of their banks: `bank_features`, or who kept them."""
 
 Progress = Callable[[str, int, int, float], None]
 """Called after every epoch: the stage, epochs done, epochs in all, the mean loss of this one."""
@@ -79,7 +84,7 @@ class Plan:
         >>> [round(Plan(10, 1.0, (0.5,)).rate(epoch), 3) for epoch in (4, 5)]
         [1.0, 0.1]
         """
-        return self.lr * 0.1 ** sum(epoch >= round(share * self.epochs) for share in self.milestones)
+        return self.lr * 0.1 ** sum(epoch >= max(1, round(share * self.epochs)) for share in self.milestones)
 
 
 @dataclass(frozen=True)
@@ -190,28 +195,30 @@ def align(
     view: View = as_images,
     *,
     settings: TaskNorm | None = None,
+    features: Features | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Stage 2: all heads that have an unknown output, on items and labels [N] of all tasks, as many of each class.
 
-    Changes heads alone. Where nothing is varied every image goes through the network once.
+    Changes heads alone. Where nothing is varied every image goes through the network once; features: who knows them.
     """
     settings = settings or TaskNorm()
     plan = settings.stage2
     varied = settings.augment_alignment and view is not as_images
-    known = None if varied or not plan.epochs else bank_features(network, items, view)
+    give = features or partial(bank_features, network, view=view)
+    known = None if varied or not plan.epochs else give(items, range(len(network)))
     trained = [t for t, w in enumerate(network.widths) if w > network.classes[t]]
     heads = [parameter for task in trained for parameter in network.head_parameters(task)]
 
     def loss(rows: Tensor) -> Tensor:
         if known is None:
             with torch.no_grad():
-                features = network(view(items[rows], generator))["features"]
+                seen = network(view(items[rows], generator))["features"]
         else:
-            features = known[rows]
+            seen = known[rows]
         return alignment_loss(
-            network.head_logits(features),
+            network.head_logits(seen),
             labels[rows],
             network.classes,
             network.widths,
@@ -236,13 +243,15 @@ def learn_task(
     view: View = as_images,
     *,
     settings: TaskNorm | None = None,
+    features: Features | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Memory:
     """Add a task to a network, in both stages; the memory with its classes.
 
     items [N, ...] and labels int64 [N]: its training images; labels go on where those of the last task ended, without a
-    gap (DataError otherwise). memory: exemplars of all tasks before. generator: draws everything there is to draw.
+    gap (DataError otherwise). memory: exemplars of all tasks before. features: who keeps those of earlier banks and
+    images, which never change. generator: draws everything there is to draw.
     """
     settings = settings or TaskNorm()
     start = network.offsets[-1]
@@ -262,29 +271,30 @@ def learn_task(
     task = network.add_bank(len(found), init=settings.init, generator=generator)
     together = _joined(memory, items, labels)
     learn_bank(network, task, *together, view, settings=settings, generator=generator, progress=progress)
-    features = _eval_features(network, task, items, view)
+    give = features or partial(bank_features, network, view=view)
+    own = give(items, [task])[:, 0]
     if task:
-        rows = per_class(labels, features, memory.quota, memory.pick)
+        rows = per_class(labels, own, memory.quota, memory.pick)
         balanced = _joined(memory, items[rows], labels[rows])
-        align(network, *balanced, view, settings=settings, generator=generator, progress=progress)
-    return memory.with_classes(items, labels, features)
+        align(network, *balanced, view, settings=settings, features=give, generator=generator, progress=progress)
+    return memory.with_classes(items, labels, own)
 
 
 def remember(network: BankedNetwork, items: Tensor, labels: Tensor, memory: Memory, view: View = as_images) -> Memory:
     """The memory with the classes of the network's last task: what a base network that came trained begins with."""
-    return memory.with_classes(items, labels, _eval_features(network, len(network) - 1, items, view))
+    return memory.with_classes(items, labels, bank_features(network, items, [len(network) - 1], view)[:, 0])
 
 
 @torch.no_grad()
-def bank_features(network: BankedNetwork, items: Tensor, view: View = as_images, batch_size: int = 64) -> Tensor:
-    """Features [N, T, D] of all banks, as the images are answered."""
-    parts = [network(view(part, None))["features"] for part in torch.split(items, batch_size)]
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def _eval_features(network: BankedNetwork, task: int, items: Tensor, view: View, batch_size: int = 64) -> Tensor:
-    return torch.cat([network.features(view(part, None), task) for part in torch.split(items, batch_size)])
+def bank_features(
+    network: BankedNetwork, items: Tensor, tasks: Sequence[int], view: View = as_images, batch_size: int = 64
+) -> Tensor:
+    """Features [N, len(tasks), D] of these banks, as the images are answered."""
+    found = []
+    for part in torch.split(items, batch_size):
+        image = view(part, None)
+        found.append(torch.stack([network.features(image, task) for task in tasks], dim=1))
+    return torch.cat(found)
 
 
 def _joined(memory: Memory, items: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

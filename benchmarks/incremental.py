@@ -1,0 +1,522 @@
+"""New classes, task after task: banks of BatchNorms against one growing softmax and class means.
+
+    python benchmarks/incremental.py --out runs/incremental [--seeds 0 1 2] [--tasks 4] [--budgets 2 20]
+    python benchmarks/incremental.py --data DATA --bundle BUNDLE --protocol PROTOCOL.json --tasks 7 --split blocks.5
+        --out runs/new-cars
+
+A base network knows some classes: those of the protocol, or half of the rendered ones. The others come in a seeded order,
+in tasks of equal size. A budget is what the memory holds in the end of each class; it is full from the start. In every
+task each method puts about --images images through what it trains, in whole epochs. --split: the layer at which the
+network is cut in two; what stands before is frozen and computed once for each image and its mirror image. All methods
+learn what stands behind it, with the task's images cropped at the centre; "banks" alone, as published, bank the
+BatchNorms of the whole network and learn from random crops. Without a layer all methods learn the whole network.
+
+Nothing is chosen by test images. A (seed, method, budget) that is finished is not run again. Prints Markdown tables and
+writes results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmmr.data.check import duplicate_groups
+from vmmr.data.manifest import Manifest
+from vmmr.data.openset import OpenSetProtocol
+from vmmr.data.pixels import Pixels
+from vmmr.data.preprocess import Preprocess
+from vmmr.data.rendered import World, write_dataset
+from vmmr.data.splits import drop_test_duplicates, split_hash
+from vmmr.errors import ConfigError
+from vmmr.evaluation.cost import answer_time
+from vmmr.evaluation.incremental import Stage, seen_accuracy, stream_scores, tasks_of
+from vmmr.evaluation.seeds import with_spread
+from vmmr.export.bundle import Bundle, read_bundle
+from vmmr.incremental.banks import BankedNetwork
+from vmmr.incremental.icarl import icarl_loss
+from vmmr.incremental.memory import Memory
+from vmmr.incremental.prototypes import class_means, cosines
+from vmmr.incremental.replay import GrowingNetwork, Loss, learn_classes
+from vmmr.incremental.routing import Routed, fit_calibration, route, route_by_max_softmax, route_to
+from vmmr.incremental.stem import Stem, split_at
+from vmmr.incremental.task_norm import Plan, TaskNorm, View, bank_features, learn_task
+from vmmr.incremental.weight_aligning import aligned_weights, distilled_cross_entropy
+from vmmr.models import Backbone
+from vmmr.recipes import recipe
+from vmmr.taxonomy import Taxonomy, VehicleClass
+from vmmr.training.augment import crop_and_flip
+from vmmr.training.run import train
+
+GROWING: dict[str, Loss | None] = {
+    "fine-tuning": None,
+    "replay": None,
+    "icarl": icarl_loss,
+    "weight aligning": distilled_cross_entropy,
+}
+WITHOUT_MEMORY = ("class means", "fine-tuning", "joint")
+METHODS = (*WITHOUT_MEMORY, "replay", "icarl", "weight aligning", "late banks", "banks")
+
+
+class Stream(NamedTuple):
+    """Rows of one table of pictures: training rows, then test rows, with labels that go on from task to task."""
+
+    classes: tuple[int, ...]
+    labels: Tensor
+    training: int
+    whole: Backbone
+    rest: Backbone
+    stem: Stem | None
+    pixels: View
+    maps: View
+
+    def rows(self, task: int) -> Tensor:
+        """Training rows of a task."""
+        ends = [0, *accumulate(self.classes)]
+        own = self.labels[: self.training]
+        return torch.nonzero((own >= ends[task]) & (own < ends[task + 1]))[:, 0]
+
+    @property
+    def test(self) -> Tensor:
+        """All test rows."""
+        return torch.arange(self.training, len(self.labels))
+
+
+class Kept:
+    """Features by bank and row, each computed once: banks do not change."""
+
+    def __init__(self, network: BankedNetwork, view: View, rows: int) -> None:
+        self.network, self.view, self.rows = network, view, rows
+        self.tables: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, items: Tensor, tasks: Sequence[int]) -> Tensor:
+        """[N, len(tasks), D]."""
+        return torch.stack([self._of(items, task) for task in tasks], dim=1)
+
+    def _of(self, items: Tensor, task: int) -> Tensor:
+        if task not in self.tables:
+            self.tables[task] = torch.empty(self.rows, self.network.width), torch.zeros(self.rows, dtype=torch.bool)
+        table, there = self.tables[task]
+        missing = items[~there[items]]
+        if len(missing):
+            table[missing] = bank_features(self.network, missing, [task], self.view)[:, 0]
+            there[missing] = True
+        return table[items]
+
+
+def picture_view(pixels: Pixels, preprocess: Preprocess) -> View:
+    """Rows -> images in [-1, 1]; varied: random crop and flip."""
+
+    def view(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        held = pixels[rows.numpy()]
+        if generator is None:
+            shown = preprocess.centre_crop(held)
+        else:
+            draws = torch.rand(len(rows), 3, generator=generator)
+            shown = crop_and_flip(held, draws, preprocess.height, preprocess.width)
+        return preprocess.normalise(shown).contiguous(memory_format=torch.channels_last)
+
+    return view
+
+
+@torch.no_grad()
+def map_view(stem: Stem, pictures: View, rows: int, training: int) -> View:
+    """Rows -> what the stem makes of them, computed here; varied: of the picture or, half the time, of its mirror."""
+    plain, mirrored = [], []
+    for part in torch.arange(rows).split(128):
+        image = pictures(part, None)
+        plain.append(stem(image))
+        if part[0] < training:
+            mirrored.append(stem(image.flip(3)))
+    both = torch.cat(plain), torch.cat(mirrored)
+
+    def view(items: Tensor, generator: torch.Generator | None) -> Tensor:
+        found = both[0][items]
+        if generator is not None:
+            flipped = torch.rand(len(items), generator=generator) < 0.5
+            found[flipped] = both[1][items[flipped]]
+        return found
+
+    return view
+
+
+def _rendered(args: argparse.Namespace, seed: int) -> Manifest:
+    folder = args.out / f"data-{seed}"
+    if not folder.exists():
+        counts = {"train": args.per_class, "test": max(2, args.per_class // 3)}
+        world = World(seed=seed, makes=args.makes, models_per_make=4, years=1, fleet=sum(counts.values()))
+        write_dataset(folder, world=world, per_class=counts, size=96, seed=seed, viewpoints=("front", "front-left"))
+    return Manifest.load(folder)
+
+
+def _base(args: argparse.Namespace, seed: int, known: Manifest, home: Path) -> Bundle:
+    if args.bundle is not None:
+        return read_bundle(args.bundle)
+    table = home / "known.parquet"
+    known.write(table)
+    config = recipe(args.recipe).with_(
+        backbone=args.backbone, size=args.size, epochs=args.epochs, seed=seed, lr=args.base_lr, trunk_lr=args.base_lr
+    )
+    if not (home / "run" / "metrics.json").exists():
+        train(config.with_(near_duplicates=False), table, home / "run", resume=True, test=False)
+    return read_bundle(home / "run" / "bundle")
+
+
+def open_stream(args: argparse.Namespace, seed: int, home: Path) -> tuple[Stream, dict[str, Any]]:
+    """The stream of a seed, with every picture decoded; and what the record says of it."""
+    manifest = _rendered(args, seed) if args.data is None else Manifest.load(args.data)
+    if args.data is not None:
+        # Rendered vehicles are drawn apart, and may look alike.
+        manifest = drop_test_duplicates(manifest, duplicate_groups(manifest.path_list(), near=args.near_duplicates))
+    keys = sorted({item.key for item in manifest.taxonomy.classes}, key=lambda k: (k[0], k[1], k[2] or 0))
+    random = np.random.default_rng(seed)
+    if args.protocol is not None:
+        known = set(OpenSetProtocol.from_json(args.protocol.read_text(encoding="utf-8")).known)
+    else:
+        known = {keys[i] for i in random.permutation(len(keys))[: len(keys) // 2].tolist()}
+    coming = [key for key in keys if key not in known]
+    size = len(coming) // args.tasks
+    if not size:
+        raise ConfigError("too few new classes", got=f"{len(coming)} for {args.tasks} tasks", do="pass fewer tasks")
+    order = [coming[i] for i in random.permutation(len(coming))[: size * args.tasks].tolist()]
+    labels = manifest.labels
+    is_known = np.isin(labels, [i for i, item in enumerate(manifest.taxonomy.classes) if item.key in known])
+    own = Taxonomy(tuple(item for item in manifest.taxonomy.classes if item.key in known))
+    bundle = _base(args, seed, manifest.select(is_known).with_taxonomy(own), home)
+    network = bundle.network()
+    if not isinstance(network, Backbone) or {c.key for c in bundle.taxonomy.classes} != known:
+        raise ConfigError("the bundle is no plain network of the known classes", got=f"{len(bundle.taxonomy)} classes")
+    by_key = {item.key: item for item in manifest.taxonomy.classes}
+    every: list[VehicleClass] = [*bundle.taxonomy.classes, *(by_key[key] for key in order)]
+    labelled = manifest.with_taxonomy(Taxonomy(tuple(every)), strict=False)
+    train_rows = np.flatnonzero((labelled.labels >= 0) & (labelled.splits == "train"))
+    test_rows = np.flatnonzero((labelled.labels >= 0) & (labelled.splits == "test"))
+    if args.test_per_class:
+        shuffled = random.permutation(test_rows)
+        rank = np.zeros(len(manifest), dtype=np.int64)
+        for label in np.unique(labelled.labels[shuffled]):
+            same = shuffled[labelled.labels[shuffled] == label]
+            rank[same] = np.arange(len(same))
+        test_rows = test_rows[rank[test_rows] < args.test_per_class]
+    table = labelled.select(np.concatenate([train_rows, test_rows]))
+    pixels = Pixels([Path(p) for p in table.path_list()], bundle.preprocess, boxes=table.boxes, memory_gib=8.0)
+    preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pictures = picture_view(pixels, preprocess)
+    stem, rest = split_at(network, args.split) if args.split else (None, network)
+    maps = pictures if stem is None else map_view(stem, pictures, len(table), len(train_rows))
+    classes = (len(bundle.taxonomy), *([size] * args.tasks))
+    truth = torch.from_numpy(table.labels)
+    stream = Stream(classes, truth, len(train_rows), network.eval(), rest, stem, pictures, maps)
+    about = {
+        "seed": seed,
+        "backbone": bundle.spec.backbone,
+        "size": preprocess.height,
+        "split": args.split,
+        "images": args.images,
+        "classes": classes,
+        "order": [item.name for item in every],
+        "train": len(train_rows),
+        "test": len(test_rows),
+        "splits": split_hash(labelled),
+    }
+    return stream, about
+
+
+def _plan(args: argparse.Namespace, lr: float, images: int, *, tasks: int = 1) -> Plan:
+    """Whole epochs of so many images, as many as come nearest to --images."""
+    epochs = max(1, round(tasks * args.images / images))
+    return Plan(epochs, lr, (0.35, 0.65, 0.85), batch_size=args.batch_size, weight_decay=1e-4)
+
+
+def _parameters(*parts: torch.nn.Module | None) -> int:
+    """Of what answers: without the BatchNorms that new banks start from."""
+    named = [item for part in parts if part is not None for item in part.named_parameters()]
+    return sum(value.numel() for name, value in named if ".origin." not in name)
+
+
+def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
+    """Banks of all BatchNorms, or of those behind the stem: by "unknown", by max-softmax, calibrated on memory."""
+    late = method == "late banks"
+    view = stream.maps if late else stream.pixels
+    network = BankedNetwork(stream.rest if late else stream.whole)
+    kept = Kept(network, view, len(stream.labels))
+    generator = torch.Generator().manual_seed(seed)
+    truth = stream.labels[stream.test]
+    rules: dict[str, list[Stage]] = {method: [], f"{method}, max softmax": [], f"{method}, calibrated": []}
+    told, parameters = [], []
+    for task in range(len(stream.classes)):
+        rows = stream.rows(task)
+        labels = stream.labels[rows]
+        if task:
+            settings = TaskNorm(
+                stage1=_plan(args, args.bank_lr, len(rows) + len(memory)),
+                stage2=Plan(args.align_epochs, args.align_lr, (0.55, 0.8)),
+                augment_alignment=False,
+            )
+            memory = learn_task(
+                network, rows, labels, memory, view, settings=settings, features=kept, generator=generator
+            )
+        else:
+            memory = memory.with_classes(rows, labels, kept(rows, [0])[:, 0])
+        shape = network.classes, network.widths
+        logits = _head_logits(network, kept, stream.test)
+        calibration = None
+        if task:
+            calibration = fit_calibration(_head_logits(network, kept, memory.items), memory.labels, *shape)
+        found = [
+            route(logits, *shape),
+            route_by_max_softmax(logits, *shape),
+            route(logits, *shape, calibration=calibration),
+        ]
+        for stages, routed in zip(rules.values(), found, strict=True):
+            stages.append(_stage(routed))
+        own = torch.from_numpy(tasks_of(truth, stream.classes)).clamp(max=task)
+        told.append(_stage(route_to(own, logits, *shape)))
+        parameters.append(_parameters(network, stream.stem if late else None))
+        _say(method, task, stream, rules[method])
+    rows_of = {name: stream_scores(s, truth, stream.classes, parameters) for name, s in rules.items()}
+    return {"rows": rows_of, "told_task": seen_accuracy(told, truth, stream.classes).tolist()}
+
+
+def _stage(routed: Routed) -> Stage:
+    return Stage(routed.label.numpy(), routed.task.numpy(), routed.unknown.double().numpy())
+
+
+@torch.no_grad()
+def _head_logits(network: BankedNetwork, kept: Kept, items: Tensor) -> Tensor:
+    return network.head_logits(kept(items, range(len(network))))
+
+
+def _answered(scores: Tensor, unknown: Tensor, stream: Stream) -> Stage:
+    label = scores.argmax(dim=1).numpy()
+    return Stage(label, tasks_of(label, stream.classes), unknown.double().numpy())
+
+
+@torch.no_grad()
+def _features(network: GrowingNetwork, stream: Stream, rows: Tensor) -> Tensor:
+    return torch.cat([network.features(stream.maps(part, None)) for part in rows.split(128)])
+
+
+def _of_softmax(network: GrowingNetwork, stream: Stream) -> Stage:
+    with torch.no_grad():
+        logits = network.head(_features(network, stream, stream.test))
+    return _answered(logits, 1 - logits.softmax(dim=1).amax(dim=1), stream)
+
+
+def run_growing(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
+    """One softmax that grows, by the loss of the method; iCaRL answers by the means of its exemplars."""
+    network = GrowingNetwork(stream.rest)
+    network.eval()
+    generator = torch.Generator().manual_seed(seed)
+    truth = stream.labels[stream.test]
+    stages: list[Stage] = []
+    parameters = []
+    for task, last in enumerate(accumulate(stream.classes)):
+        own = stream.rows(task)
+        if task:
+            rows = torch.cat([memory.items, own]) if len(memory) else own
+            plan = _plan(args, args.lr, len(rows))
+            loss = GROWING[method]
+            learn_classes(network, rows, stream.labels[rows], stream.maps, plan=plan, loss=loss, generator=generator)
+            if method == "weight aligning":
+                aligned = aligned_weights(network.head.weight.detach(), last - stream.classes[task])
+                network.head.weight.data.copy_(aligned)
+        memory = memory.with_classes(own, stream.labels[own], _features(network, stream, own))
+        if method == "icarl":
+            means = class_means(_features(network, stream, memory.items), memory.labels, last)
+            near = cosines(_features(network, stream, stream.test), means)
+            stages.append(_answered(near, -near.amax(dim=1), stream))
+        else:
+            stages.append(_of_softmax(network, stream))
+        parameters.append(_parameters(network, stream.stem))
+        _say(method, task, stream, stages)
+    return {"rows": {method: stream_scores(stages, truth, stream.classes, parameters)}}
+
+
+def run_class_means(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
+    """The base network as it is; a class is the mean of all its training images."""
+    network = GrowingNetwork(stream.rest)
+    network.eval()
+    seen, shown = _features(network, stream, torch.arange(stream.training)), _features(network, stream, stream.test)
+    means = class_means(seen, stream.labels[: stream.training], sum(stream.classes))
+    stages, parameters = [], []
+    for last in accumulate(stream.classes):
+        near = cosines(shown, means[:last])
+        stages.append(_answered(near, -near.amax(dim=1), stream))
+        parameters.append(_parameters(network.backbone, stream.stem) + last * means.shape[1])
+    return {"rows": {method: stream_scores(stages, stream.labels[stream.test], stream.classes, parameters)}}
+
+
+def run_joint(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
+    """All classes at once, of all their images, with the images of all tasks to train on: what could be had at most."""
+    network = GrowingNetwork(stream.rest)
+    rows = torch.arange(stream.training)
+    plan = _plan(args, args.lr, len(rows), tasks=len(stream.classes) - 1)
+    labels = stream.labels[: stream.training]
+    learn_classes(network, rows, labels, stream.maps, plan=plan, generator=torch.Generator().manual_seed(seed))
+    stage = _of_softmax(network, stream)
+    truth = stream.labels[stream.test].numpy()
+    own = stage.tasks == tasks_of(truth, stream.classes)
+    return {"rows": {method: {"final": float((stage.answers == truth).mean()), "task": float(own.mean())}}}
+
+
+def _say(method: str, task: int, stream: Stream, stages: list[Stage]) -> None:
+    """One line after each task, so that a long run can be watched."""
+    truth = stream.labels[stream.test].numpy()
+    seen = tasks_of(truth, stream.classes) <= task
+    accuracy = (stages[-1].answers == truth)[seen].mean()
+    print(f"{method}, task {task}: {100 * accuracy:.1f} % of {sum(stream.classes[: task + 1])} classes", flush=True)
+
+
+RUN: dict[str, Callable[..., dict[str, Any]]] = {
+    "class means": run_class_means,
+    "joint": run_joint,
+    "late banks": run_banks,
+    "banks": run_banks,
+    **dict.fromkeys(GROWING, run_growing),
+}
+
+
+def times(stream: Stream, size: int) -> dict[str, dict[str, Any]]:
+    """What an answer costs with so many tasks: images a second, one at a time and in batches."""
+    found: dict[str, dict[str, Any]] = {}
+    image = torch.zeros(1, 3, size, size)
+    for tasks in sorted({1, 2, 4, len(stream.classes)}):
+        stem = stream.stem or torch.nn.Identity()
+        cases = {"banks": (torch.nn.Identity(), BankedNetwork(stream.whole))}
+        if stream.stem is not None:
+            cases["late banks"] = (stem, BankedNetwork(stream.rest))
+        for name, (first, network) in cases.items():
+            for count in stream.classes[1:tasks]:
+                network.add_bank(count)
+
+            def answer(x: Tensor, first: torch.nn.Module = first, network: BankedNetwork = network) -> Tensor:
+                found: Tensor = network(first(x))["logits"]
+                return found
+
+            timed = answer_time(answer, image, batch=16, seconds=0.5)
+            found.setdefault(name, {})[str(tasks)] = {
+                "latency_ms": timed["latency_ms"],
+                "images_per_s": timed["images_per_s"],
+            }
+    return found
+
+
+def tables(records: list[dict[str, Any]], costs: dict[str, dict[str, Any]]) -> str:
+    """Markdown, in percent; growth in numbers a task."""
+    heads = ["method", "exemplars a class", "final", "average", "forgetting", "lost within", "task", "future AUROC"]
+    heads += ["parameters a task", "seconds"]
+    parts = [_row(heads), _row(["---"] * len(heads))]
+    names = ("final", "average", "forgetting", "lost_within", "task", "auroc")
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        for run in record["runs"]:
+            for row, scores in run["rows"].items():
+                key = row, str(run["budget"] or "none")
+                grouped.setdefault(key, []).append(scores)
+                seconds.setdefault(key, []).append(run["seconds"])
+    for key, found in grouped.items():
+        cells = [with_spread([100 * f[name] for f in found]) if name in found[0] else "" for name in names]
+        growth = f"{np.mean([f['growth'] for f in found]):,.0f}" if "growth" in found[0] else ""
+        parts.append(_row([*key, *cells, growth, f"{np.mean(seconds[key]):.0f}"]))
+    runs = [run for record in records for run in record["runs"] if "told_task" in run]
+    told = {(run["method"], run["budget"]): [] for run in runs}  # type: ignore[var-annotated]
+    for run in runs:
+        told[run["method"], run["budget"]].append(100 * run["told_task"][-1])
+    parts += ["", *(f"{m}, {b} a class, told the task: {with_spread(v)}" for (m, b), v in told.items())]
+    counts = list(next(iter(costs.values())))
+    parts += ["", _row(["images a second", *(f"{n} tasks" for n in counts)]), _row(["---"] * (1 + len(counts)))]
+    for name, by_count in costs.items():
+        parts.append(_row([f"{name}, one at a time", *(f"{1000 / by_count[n]['latency_ms']:.0f}" for n in counts)]))
+        parts.append(_row([f"{name}, 16 at once", *(f"{by_count[n]['images_per_s']:.0f}" for n in counts)]))
+    return "\n".join(parts)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """All methods and budgets on one stream; what is on disk is not run again."""
+    home = args.out / f"seed-{seed}"
+    home.mkdir(parents=True, exist_ok=True)
+    wanted = [(m, 0) for m in args.methods if m in WITHOUT_MEMORY]
+    wanted += [(m, b) for b in args.budgets for m in args.methods if m not in WITHOUT_MEMORY]
+    files = {(m, b): home / f"{m.replace(' ', '-')}-{b}.json" for m, b in wanted}
+    about, costs = home / "stream.json", home / "times.json"
+    stream = None
+    if not about.exists() or not costs.exists() or not all(file.exists() for file in files.values()):
+        stream, described = open_stream(args, seed, home)
+        _write(about, described)
+    if stream is not None and not costs.exists():
+        _write(costs, times(stream, json.loads(about.read_text())["size"]))
+    for (method, budget), file in files.items():
+        if stream is not None and not file.exists():
+            started = time.perf_counter()
+            found = RUN[method](stream, args, method, Memory(budget * sum(stream.classes)), seed)
+            _write(file, {"method": method, "budget": budget, "seconds": time.perf_counter() - started, **found})
+    runs = [json.loads(file.read_text()) for file in files.values()]
+    return {**json.loads(about.read_text()), "times": json.loads(costs.read_text()), "runs": runs}
+
+
+def _write(file: Path, document: dict[str, Any]) -> None:
+    beside = file.with_suffix(".part")
+    beside.write_text(json.dumps(document, indent=1))
+    beside.replace(file)
+
+
+def main() -> None:
+    """Run what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder or manifest with train and test images")
+    parser.add_argument("--bundle", type=Path, help="a plain bundle of the known classes of --protocol")
+    parser.add_argument("--protocol", type=Path)
+    parser.add_argument("--near-duplicates", action="store_true", help="also look for test pictures scaled or re-coded")
+    parser.add_argument("--out", type=Path, default=Path("runs/incremental"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tasks", type=int, default=4, help="after the base")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[2, 20], help="exemplars of each class in the end")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=METHODS)
+    parser.add_argument("--split", default="", help="the first layer that learns, as blocks.5 or layer4; default: all")
+    parser.add_argument("--images", type=int, default=4800, help="through what is trained, in each task")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.01, help="of a network that is trained whole")
+    parser.add_argument("--bank-lr", type=float, default=0.05)
+    parser.add_argument("--align-lr", type=float, default=0.01)
+    parser.add_argument("--align-epochs", type=int, default=40)
+    parser.add_argument("--test-per-class", type=int, default=0, help="test images judged of each class; 0: all")
+    rendered = parser.add_argument_group("without --data")
+    rendered.add_argument("--makes", type=int, default=8, help="of four models each")
+    rendered.add_argument("--per-class", type=int, default=60, help="training images")
+    rendered.add_argument("--recipe", default="plain_noise")
+    rendered.add_argument("--backbone", default="test_resnet")
+    rendered.add_argument("--size", type=int, default=64)
+    rendered.add_argument("--epochs", type=int, default=48)
+    rendered.add_argument("--base-lr", type=float, default=1.6e-2)
+    args = parser.parse_args()
+    if len({args.data is None, args.bundle is None, args.protocol is None}) > 1:
+        parser.error("--data, --bundle and --protocol go together")
+    if not args.split:
+        args.methods = [method for method in args.methods if method != "late banks"]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    args.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for seed in args.seeds:
+        records.append(run_seed(args, seed))
+        _write(args.out / "results.json", {"commit": commit, "records": records})
+    print(tables(records, records[0]["times"]))
+
+
+if __name__ == "__main__":
+    main()
