@@ -4,11 +4,11 @@
     python benchmarks/incremental.py --data DATA --bundle BUNDLE --protocol PROTOCOL.json --tasks 7 --split blocks.5
         --out runs/new-cars
 
-A base network knows some classes: those of the protocol, or half of the rendered ones. The others come in a seeded order,
-in tasks of equal size. A budget is what the memory holds in the end of each class; it is full from the start. In every
-task each method puts about --images images through what it trains, in whole epochs. --split: the layer at which the
-network is cut in two; what stands before is frozen and computed once for each image and its mirror image. All methods
-learn what stands behind it, with the task's images cropped at the centre; "banks" alone, as published, bank the
+A base network knows some classes: those of the protocol, or half of the rendered ones. The others come in a seeded
+order, in tasks of equal size. A budget is what the memory holds in the end of each class; it is full from the start. In
+every task each method puts about --images images through what it trains, in whole epochs. --split: the layer at which
+the network is cut in two; what stands before is frozen and computed once for each image and its mirror image. All
+methods learn what stands behind it, of the task's images cropped at the centre; "banks" alone, as published, bank the
 BatchNorms of the whole network and learn from random crops. Without a layer all methods learn the whole network.
 
 Nothing is chosen by test images. A (seed, method, budget) that is finished is not run again. Prints Markdown tables and
@@ -133,7 +133,7 @@ def picture_view(pixels: Pixels, preprocess: Preprocess) -> View:
 def map_view(stem: Stem, pictures: View, rows: int, training: int) -> View:
     """Rows -> what the stem makes of them, computed here; varied: of the picture or, half the time, of its mirror."""
     plain, mirrored = [], []
-    for part in torch.arange(rows).split(128):
+    for part in torch.split(torch.arange(rows), 128):
         image = pictures(part, None)
         plain.append(stem(image))
         if part[0] < training:
@@ -304,7 +304,7 @@ def _answered(scores: Tensor, unknown: Tensor, stream: Stream) -> Stage:
 
 @torch.no_grad()
 def _features(network: GrowingNetwork, stream: Stream, rows: Tensor) -> Tensor:
-    return torch.cat([network.features(stream.maps(part, None)) for part in rows.split(128)])
+    return torch.cat([network.features(stream.maps(part, None)) for part in torch.split(rows, 128)])
 
 
 def _of_softmax(network: GrowingNetwork, stream: Stream) -> Stage:
@@ -391,24 +391,23 @@ def times(stream: Stream, size: int) -> dict[str, dict[str, Any]]:
     """What an answer costs with so many tasks: images a second, one at a time and in batches."""
     found: dict[str, dict[str, Any]] = {}
     image = torch.zeros(1, 3, size, size)
-    for tasks in sorted({1, 2, 4, len(stream.classes)}):
-        stem = stream.stem or torch.nn.Identity()
-        cases = {"banks": (torch.nn.Identity(), BankedNetwork(stream.whole))}
+    most = len(stream.classes)
+    for tasks in sorted({1, min(2, most), min(4, most), most}):
+        cases: dict[str, tuple[torch.nn.Module, BankedNetwork]] = {
+            "banks": (torch.nn.Identity(), BankedNetwork(stream.whole))
+        }
         if stream.stem is not None:
-            cases["late banks"] = (stem, BankedNetwork(stream.rest))
+            cases["late banks"] = (stream.stem, BankedNetwork(stream.rest))
         for name, (first, network) in cases.items():
             for count in stream.classes[1:tasks]:
                 network.add_bank(count)
 
             def answer(x: Tensor, first: torch.nn.Module = first, network: BankedNetwork = network) -> Tensor:
-                found: Tensor = network(first(x))["logits"]
-                return found
+                logits: Tensor = network(first(x))["logits"]
+                return logits
 
             timed = answer_time(answer, image, batch=16, seconds=0.5)
-            found.setdefault(name, {})[str(tasks)] = {
-                "latency_ms": timed["latency_ms"],
-                "images_per_s": timed["images_per_s"],
-            }
+            found.setdefault(name, {})[str(tasks)] = {key: timed[key] for key in ("latency_ms", "images_per_s")}
     return found
 
 

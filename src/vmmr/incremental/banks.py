@@ -209,7 +209,8 @@ class BankedNetwork(nn.Module):
 
         One pass over T copies of the images; `vmmr.incremental.routing` makes answers of them.
         """
-        found = self._pooled(self.backbone.own_space(x).repeat(len(self), 1, 1, 1))
+        # `cat` keeps the memory format of x, `repeat` does not.
+        found = self._pooled(torch.cat([self.backbone.own_space(x)] * len(self)))
         features = found.reshape(len(self), -1, self.width).transpose(0, 1)
         return {"logits": self.head_logits(features), "features": features}
 
