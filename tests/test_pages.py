@@ -53,6 +53,8 @@ TINY_PYTHON = {
     "draw(world, 100,": "draw(world, 4,",
     'per_class={"train": 40, "test": 10}': 'per_class={"train": 1, "test": 1}',
     "Renderer(128)": "Renderer(32)",
+    "Plan(epochs=20,": "Plan(epochs=1,",
+    "Plan(epochs=40,": "Plan(epochs=2,",
 }
 
 # Commands of ours that are parsed and not run.
@@ -97,6 +99,14 @@ path = Path("copy")
 taxonomy, other = Taxonomy.from_rows(["Audi"], ["S4 Sedan"], [2007]), Taxonomy.from_rows(["BMW"], ["M3"], [2010])
 """,
     "deploy.md": 'paths = ["car.jpg"]',
+    "incremental.md": """
+import torch
+from vmmr.models import Backbone
+backbone = Backbone("test_resnet", 3)
+images, labels = torch.rand(12, 3, 32, 32) * 2 - 1, torch.arange(12) % 3
+new_images, new_labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8) % 2 + 3
+image = images[:2]
+""",
     "training.md": """
 from vmmr.models import Backbone, ProgressiveNetwork
 from vmmr.recipes import recipe
