@@ -10,6 +10,7 @@ every task each method puts about --images images through what it trains, in who
 the network is cut in two; what stands before is frozen and computed once for each image and its mirror image. All
 methods learn what stands behind it, of the task's images cropped at the centre; "banks" alone, as published, bank the
 BatchNorms of the whole network and learn from random crops. Without a layer all methods learn the whole network.
+"heads alone" have the BatchNorms of the base network in all tasks: what the banks add.
 
 Nothing is chosen by test images. A (seed, method, budget) that is finished is not run again. Prints Markdown tables and
 writes results.json.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +42,7 @@ from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import drop_test_duplicates, split_hash
 from vmmr.errors import ConfigError
 from vmmr.evaluation.cost import answer_time
-from vmmr.evaluation.incremental import Stage, seen_accuracy, stream_scores, tasks_of
+from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import Bundle, read_bundle
 from vmmr.incremental.banks import BankedNetwork
@@ -65,7 +67,7 @@ GROWING: dict[str, Loss | None] = {
     "weight aligning": distilled_cross_entropy,
 }
 WITHOUT_MEMORY = ("class means", "fine-tuning", "joint")
-METHODS = (*WITHOUT_MEMORY, "replay", "icarl", "weight aligning", "late banks", "banks")
+METHODS = (*WITHOUT_MEMORY, "replay", "icarl", "weight aligning", "heads alone", "late banks", "banks")
 
 
 class Stream(NamedTuple):
@@ -93,15 +95,15 @@ class Stream(NamedTuple):
 
 
 class Kept:
-    """Features by bank and row, each computed once: banks do not change."""
+    """Features by bank and row, each computed once: banks do not change. alike: all banks are the first one."""
 
-    def __init__(self, network: BankedNetwork, view: View, rows: int) -> None:
-        self.network, self.view, self.rows = network, view, rows
+    def __init__(self, network: BankedNetwork, view: View, rows: int, *, alike: bool = False) -> None:
+        self.network, self.view, self.rows, self.alike = network, view, rows, alike
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, items: Tensor, tasks: Sequence[int]) -> Tensor:
         """[N, len(tasks), D]."""
-        return torch.stack([self._of(items, task) for task in tasks], dim=1)
+        return torch.stack([self._of(items, 0 if self.alike else task) for task in tasks], dim=1)
 
     def _of(self, items: Tensor, task: int) -> Tensor:
         if task not in self.tables:
@@ -238,28 +240,31 @@ def _plan(args: argparse.Namespace, lr: float, images: int, *, tasks: int = 1) -
     return Plan(epochs, lr, (0.35, 0.65, 0.85), batch_size=args.batch_size, weight_decay=1e-4)
 
 
-def _parameters(*parts: torch.nn.Module | None) -> int:
-    """Of what answers: without the BatchNorms that new banks start from."""
+def _parameters(*parts: torch.nn.Module | None, alike: bool = False) -> int:
+    """Of what answers: without the BatchNorms that new banks start from; alike: all banks count as one."""
     named = [item for part in parts if part is not None for item in part.named_parameters()]
-    return sum(value.numel() for name, value in named if ".origin." not in name)
+    spare = re.compile(r"\.origin\.|\.banks\.[1-9]" if alike else r"\.origin\.")
+    return sum(value.numel() for name, value in named if not spare.search(name))
 
 
 def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
-    """Banks of all BatchNorms, or of those behind the stem: by "unknown", by max-softmax, calibrated on memory."""
-    late = method == "late banks"
+    """Banks of all BatchNorms, or of those behind the stem, or no bank that learns: by "unknown", by max-softmax,
+    calibrated on memory."""
+    late, alone = method != "banks", method == "heads alone"
     view = stream.maps if late else stream.pixels
     network = BankedNetwork(stream.rest if late else stream.whole)
-    kept = Kept(network, view, len(stream.labels))
+    kept = Kept(network, view, len(stream.labels), alike=alone)
     generator = torch.Generator().manual_seed(seed)
     truth = stream.labels[stream.test]
     rules: dict[str, list[Stage]] = {method: [], f"{method}, max softmax": [], f"{method}, calibrated": []}
-    told, parameters = [], []
+    told, least, parameters = [], [], []
     for task in range(len(stream.classes)):
         rows = stream.rows(task)
         labels = stream.labels[rows]
         if task:
+            plan = _plan(args, args.bank_lr, len(rows) + len(memory))
             settings = TaskNorm(
-                stage1=_plan(args, args.bank_lr, len(rows) + len(memory)),
+                stage1=replace(plan, epochs=0) if alone else plan,
                 stage2=Plan(args.align_epochs, args.align_lr, (0.55, 0.8)),
                 augment_alignment=False,
             )
@@ -282,14 +287,17 @@ def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Mem
             stages.append(_stage(routed))
         own = torch.from_numpy(tasks_of(truth, stream.classes)).clamp(max=task)
         told.append(_stage(route_to(own, logits, *shape)))
-        parameters.append(_parameters(network, stream.stem if late else None))
+        least.append(rules[method][-1]._replace(unknown=found[0].unknown.double().numpy()))
+        parameters.append(_parameters(network, stream.stem if late else None, alike=alone))
         _say(method, task, stream, rules[method])
     rows_of = {name: stream_scores(s, truth, stream.classes, parameters) for name, s in rules.items()}
+    rows_of[method]["auroc_unknown"] = float(future_auroc(least, truth, stream.classes).mean())
     return {"rows": rows_of, "told_task": seen_accuracy(told, truth, stream.classes).tolist()}
 
 
 def _stage(routed: Routed) -> Stage:
-    return Stage(routed.label.numpy(), routed.task.numpy(), routed.unknown.double().numpy())
+    """As published, what is strange is what is answered with little probability."""
+    return Stage(routed.label.numpy(), routed.task.numpy(), 1 - routed.score.double().numpy())
 
 
 @torch.no_grad()
@@ -381,6 +389,7 @@ def _say(method: str, task: int, stream: Stream, stages: list[Stage]) -> None:
 RUN: dict[str, Callable[..., dict[str, Any]]] = {
     "class means": run_class_means,
     "joint": run_joint,
+    "heads alone": run_banks,
     "late banks": run_banks,
     "banks": run_banks,
     **dict.fromkeys(GROWING, run_growing),
@@ -414,9 +423,9 @@ def times(stream: Stream, size: int) -> dict[str, dict[str, Any]]:
 def tables(records: list[dict[str, Any]], costs: dict[str, dict[str, Any]]) -> str:
     """Markdown, in percent; growth in numbers a task."""
     heads = ["method", "exemplars a class", "final", "average", "forgetting", "lost within", "task", "future AUROC"]
-    heads += ["parameters a task", "seconds"]
+    heads += ["by min unknown", "parameters a task", "seconds"]
     parts = [_row(heads), _row(["---"] * len(heads))]
-    names = ("final", "average", "forgetting", "lost_within", "task", "auroc")
+    names = ("final", "average", "forgetting", "lost_within", "task", "auroc", "auroc_unknown")
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
     for record in records:
