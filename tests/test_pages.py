@@ -62,6 +62,7 @@ NOT_RUN = {
     "vmmr calibrate runs/student/bundle --data cars": (
         "the drawn cars have no split val; docs/unknown.md has a table with one, and there it runs"
     ),
+    "vmmr triage runs/student/bundle pictures --out found": "the same; docs/triage.md has another bundle",
     "vmmr serve runs/student/bundle": "runs until it is stopped; tests/serving starts servers",
     "vmmr serve runs/student/bundle --host 0.0.0.0 --token-file token": "the same",
     "vmmr predict runs/student/bundle pictures/ --out answers --engine ray --workers 16 --address auto": (

@@ -35,7 +35,7 @@ from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
 from vmmr.files import alone_in, whole_file
 from vmmr.recognizer import Crop, Picture, Recognizer, load
 
-__all__ = ["ANSWERS", "Summary", "answer_part", "listed", "run_bulk"]
+__all__ = ["ANSWERS", "Summary", "answer_part", "listed", "picture_of", "run_bulk"]
 
 _TABLES = (".csv", ".parquet")
 _BOX = ("left", "top", "right", "bottom")
@@ -120,7 +120,8 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         raise ManifestError(f"{table.name} cannot be read as a table of pictures", got=error) from error
 
 
-def _picture(row: dict[str, Any]) -> Picture:
+def picture_of(row: dict[str, Any]) -> Picture:
+    """The picture of a row of `listed`, cut to its box where it has one."""
     path: str = row["path"]
     return path if row["left"] is None else Crop(path, Box(*(row[side] for side in _BOX)))
 
@@ -131,7 +132,7 @@ def answer_part(recognizer: Recognizer, out: Path, number: int, *, top: int) -> 
     if target.exists():
         return
     rows = pq.ParquetFile(out / "_pictures.parquet").read_row_group(number).to_pylist()
-    found = recognizer.answers([_picture(row) for row in rows], top=top)
+    found = recognizer.answers([picture_of(row) for row in rows], top=top)
     for row, answer in zip(rows, found, strict=True):
         row |= answer.to_dict() if isinstance(answer, Answer) else {"error": str(answer)}
     with whole_file(target) as file:

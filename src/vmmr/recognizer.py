@@ -9,11 +9,11 @@ Audi S4 Sedan 2012 (93.1%)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, get_args, overload
+from typing import NamedTuple, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from vmmr.answer import Answer, Box, Candidate, LevelAnswer
 from vmmr.config import RuntimeName
 from vmmr.data.decode import DecodeLimits, decode
-from vmmr.data.pixels import cores, cut_out, ordered, thread_map
+from vmmr.data.pixels import cores, cut_out, ordered
 from vmmr.errors import ConfigError, DataError, ImageError, VmmrError
 from vmmr.export.artifact import ARTIFACT, Artifact, read_artifact
 from vmmr.export.bundle import Bundle, read_bundle
@@ -37,6 +37,8 @@ from vmmr.models.heads.hierarchy import split_levels
 from vmmr.unknown import Reason
 
 __all__ = ["Crop", "Picture", "Prepared", "Recognizer", "directions", "load", "read_model", "recognize"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +135,39 @@ class Recognizer:
         workers: threads that decode and resize ahead while batches are answered; None for one a core. At most three
         batches of pictures are held at a time; answers come by batches, the last one as it is.
         """
-        workers = workers or cores()
-        read = ordered(self._tried, pictures, workers=workers, ahead=2 * self.batch_size + workers)
-        while part := list(islice(read, self.batch_size)):
-            good = [found for found in part if isinstance(found, Prepared)]
-            answered = iter(self._answered(good, top) if good else [])
-            yield from [next(answered) if isinstance(found, Prepared) else found for found in part]
+        yield from self._streamed(pictures, lambda good: self._answered(good, top), workers)
+
+    def embeddings(
+        self, pictures: Iterable[Picture], *, workers: int | None = None
+    ) -> Iterator[NDArray[np.float32] | VmmrError]:
+        """A row of `embed` a picture, or its error, in order, for as many pictures as come; see `stream`."""
+
+        def embedded(good: Sequence[Prepared]) -> Iterable[NDArray[np.float32]]:
+            return directions(self.runtime(np.stack([found.pixels for found in good]))["features"])
+
+        yield from self._streamed(pictures, embedded, workers)
 
     def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The direction of each picture's features: float32 [N, D], rows of length 1. Raises ImageError as calling."""
         rows = []
-        for start in range(0, len(pictures), self.batch_size):
-            part = pictures[start : start + self.batch_size]
-            read = thread_map(lambda i, part=part: self.read(part[i]), len(part))  # type: ignore[misc]
-            rows.append(self.runtime(np.stack(read))["features"])
+        for row in self.embeddings(pictures):
+            if isinstance(row, VmmrError):
+                raise row
+            rows.append(row)
         if not rows:
             raise DataError("there is nothing to embed", got="no pictures", do="pass one or more")
-        return directions(np.concatenate(rows))
+        return np.stack(rows)
+
+    def _streamed(
+        self, pictures: Iterable[Picture], judge: Callable[[Sequence[Prepared]], Iterable[_T]], workers: int | None
+    ) -> Iterator[_T | VmmrError]:
+        """What `judge` makes of each batch of pictures, one a picture, errors in their places."""
+        workers = workers or cores()
+        read = ordered(self._tried, pictures, workers=workers, ahead=2 * self.batch_size + workers)
+        while part := list(islice(read, self.batch_size)):
+            good = [found for found in part if isinstance(found, Prepared)]
+            judged = iter(judge(good) if good else [])
+            yield from [next(judged) if isinstance(found, Prepared) else found for found in part]
 
     def read(self, picture: Picture) -> NDArray[np.uint8]:
         """The pixels that `prepare` gives, without the side."""

@@ -21,6 +21,7 @@ from vmmr.evaluation.compare import write_comparison
 from vmmr.evaluation.examples import Example, Reply
 from vmmr.evaluation.study import analysed
 from vmmr.evaluation.study_page import write_study
+from vmmr.evaluation.triage_page import Candidate, write_triage
 
 WIDTHS = {"phone": 360, "desktop": 1280, "print": 688}  # A4 less margins of 14 mm
 MEASURE = """
@@ -147,6 +148,44 @@ def test_a_study_stands_as_well(
         assert contrast(found["paper"], found["ink"]) > 12
     assert frames["desktop"]["hidden"] == frames["print"]["hidden"] == []
     assert frames["desktop"]["cut"] == frames["print"]["cut"] == 0
+
+
+def test_candidates_stand_as_well(tmp_path: Path, measure: Callable[[Path, str], dict[str, Any]]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
+    candidates = [
+        Candidate(
+            number=number,
+            members=list(range(7 - number)),
+            make="Mercedes-Benz" if number == 1 else "",
+            votes=0.7,
+            nearest=[("Chevrolet Silverado 1500 Extended Cab 2012", 0.2 * number), ("Audi A4 2012", 0.5)],
+            spread=0.1,
+            within=0.3,
+            pictures={f"/to/a_picture_whose_name_goes_on_and_on_{k}.jpg": noise[k] for k in range(6 - number)},
+        )
+        for number in (1, 2)
+    ]
+    counts = {
+        "pictures": 1200,
+        "failed": 3,
+        "reasons": {"ok": 1100, "unknown_vehicle": 97},
+        "strange": 97,
+        "candidates": 2,
+        "grouped": 11,
+        "distance": 0.3,
+    }
+    page = write_triage(tmp_path / "triage.html", counts, candidates, {"Bundle": "one of them"})
+    for scheme in ("light", "dark"):
+        frames = measure(page, scheme)
+        for name, found in frames.items():
+            assert found["wide"] == []
+            assert not found["scrolls"]
+            assert found["empty"] == []
+            assert found["pictures"] == 5 + 4
+            assert contrast(found["paper"], found["ink"]) > 12
+            assert (luminance(found["paper"]) > 0.9) == (name == "print" or scheme == "light")
+        assert frames["desktop"]["hidden"] == frames["print"]["hidden"] == []
+        assert frames["desktop"]["cut"] == frames["print"]["cut"] == 0
 
 
 @pytest.mark.parametrize("scheme", [":root {", "prefers-color-scheme: dark"])

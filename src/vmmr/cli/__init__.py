@@ -1,5 +1,5 @@
-"""The verbs: `vmmr train`, `distil`, `calibrate`, `evaluate`, `compare`, `study`, `predict`, `track`, `export`,
-`bench`, `serve`, `data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `calibrate`, `evaluate`, `compare`, `study`, `predict`, `track`, `triage`,
+`export`, `bench`, `serve`, `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -23,6 +23,7 @@ from vmmr.cli.predict import add_predict, run_predict, run_track
 from vmmr.cli.serve import add_serve, run_serve
 from vmmr.cli.study import add_study, run_study
 from vmmr.cli.train import add_train, run_train
+from vmmr.cli.triage import add_triage, run_triage
 from vmmr.errors import VmmrError
 
 __all__ = ["main"]
@@ -41,12 +42,13 @@ _VERBS = {
     "study": run_study,
     "track": run_track,
     "train": run_train,
+    "triage": run_triage,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status: 0, 1 (predict, track: some image could not be read; study: some run
-    failed), 2 (a mistake)."""
+    """Run one verb; returns its exit status: 0, 1 (predict, track, triage: some image could not be read; study:
+    some run failed), 2 (a mistake)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser(words).parse_args(words)
@@ -72,6 +74,7 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
     add_evaluate(verbs)
     add_study(verbs)
     add_predict(verbs)
+    add_triage(verbs)
     add_export(verbs)
     add_bench(verbs)
     add_serve(verbs)
