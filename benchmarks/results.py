@@ -18,8 +18,8 @@ import evaluate
 import fast_and_published
 import recipes
 import training_step
-from vmmr.evaluation.card import replace_part
 from vmmr.evaluation.conditions import condition_title
+from vmmr.evaluation.markdown import replace_part
 from vmmr.evaluation.seeds import with_spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"

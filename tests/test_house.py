@@ -41,6 +41,7 @@ AGAINST_THE_ORDER = {
     ("training.run", "export.bundle"),  # what a run leaves, and the teacher it starts from
     ("training.run", ""),  # the version that metrics.json names
     ("evaluation.evaluate", "export.bundle"),  # what is judged is a bundle
+    ("evaluation.gate", "export.bundle"),  # and what its detector says
     ("evaluation.evaluate", ""),  # the version that the results name
     ("evaluation.examples", "export.bundle"),  # and so is what answers on its page
     ("export.bench", ""),  # the version that times name

@@ -67,6 +67,7 @@ def results_document(
     severities: Sequence[float] = (1, 3, 5),
     names: Sequence[str] = ("Audi A4 2012", "Audi A6 2012", "BMW M3 2010", "BMW X5 2007", "Volvo V70 2005"),
     progressive: bool = False,
+    unknown: bool = False,
 ) -> dict[str, Any]:
     """A document in which accuracy falls from `clean` by exp(-falls * severity), a little differently every time."""
     random = np.random.default_rng(seed)
@@ -91,6 +92,14 @@ def results_document(
         for kind in kinds:
             pace = falls * random.uniform(0.4, 1.4)
             conditions[f"{kind}@{severity:g}"] = score(clean * np.exp(-pace * severity))
+
+    if unknown:
+        for scores in conditions.values():
+            taken = 1 - scores["top1"]
+            scores["unknown"] = {
+                "taken_for_unknown": taken,
+                "reasons": {"ok": 1 - taken, "low_quality": taken / 4, "unknown_vehicle": 3 * taken / 4},
+            }
 
     def summary(of: Sequence[str]) -> dict[str, Any]:
         rows = [conditions[name] for name in of]
@@ -132,6 +141,7 @@ def results_document(
             "bins_calibrated": _bins(random, 0.02),
             "bins_corrupted": _bins(random, 0.25),
         },
+        "unknown": {"score": "knn", "known": 0.75, "vehicle": 0.9} if unknown else None,
         "confusions": [
             {"truth": t, "answer": a, "share": 0.3 / (k + 1), "count": 12 - k, "same_make": makes[k] == a.split()[0]}
             for k, (t, a) in enumerate(zip(names, [*names[1:], names[0]], strict=True))

@@ -13,7 +13,8 @@ import torch
 
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError
-from vmmr.evaluation.card import comparison_table, evaluation_part, replace_part, with_evaluation
+from vmmr.evaluation.card import comparison_table, evaluation_part, with_evaluation
+from vmmr.evaluation.markdown import replace_part
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
 from vmmr.models import Backbone
 from vmmr.taxonomy import Taxonomy

@@ -22,7 +22,7 @@ from vmmr.taxonomy import Taxonomy
 WANTED = ("clean", "gaussian_0.4", "fog@3", "speckle@1", "speckle@5")
 KEYS = {
     *("format", "version", "vmmr", "bundle", "data", "seed", "conditions", "summary", "calibration"),
-    *("confusions", "worst_classes", "mistakes", "restoration", "cost"),
+    *("unknown", "confusions", "worst_classes", "mistakes", "restoration", "cost"),
 }
 
 

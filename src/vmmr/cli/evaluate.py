@@ -155,8 +155,9 @@ def _write_report(bundle: Bundle, manifest: Manifest, args: Namespace, document:
 
 def run_compare(args: Namespace) -> int:
     """Write the page of several results."""
-    from vmmr.evaluation.card import comparison_table, replace_part
+    from vmmr.evaluation.card import comparison_table
     from vmmr.evaluation.compare import name_results, read_results, require_comparable, write_comparison
+    from vmmr.evaluation.markdown import replace_part
     from vmmr.evaluation.report import write_text
     from vmmr.evaluation.seeds import over_trainings
 

@@ -1,7 +1,4 @@
-"""Results documents as Markdown: the card of a bundle, and the table of a page of results.
-
-What is generated stands between two comments and is replaced as a whole the next time; the rest of a text stays.
-"""
+"""Results documents as Markdown: the card of a bundle, and the table of a page of results."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmmr.errors import ConfigError
 from vmmr.evaluation.compare import (
     FAMILY_TITLES,
     SUMMARY_TITLES,
@@ -22,8 +18,9 @@ from vmmr.evaluation.compare import (
     sigma_curves,
 )
 from vmmr.evaluation.conditions import condition_title, families
+from vmmr.evaluation.markdown import with_part
 
-__all__ = ["comparison_table", "evaluation_part", "replace_part", "with_evaluation"]
+__all__ = ["comparison_table", "evaluation_part", "with_evaluation"]
 
 
 def _plain(text: object) -> str:
@@ -39,20 +36,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def replace_part(text: str, name: str, part: str) -> str:
-    """The text with `part` between its comments of this name. Raises ConfigError where it has no such comments.
-
-    >>> "new" in replace_part("a <!-- table: generated -->old<!-- end of table --> b", "table", "new")
-    True
-    """
-    start, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ConfigError(f"no place for the {name} in this text", do=f"put {start} and {end} where it shall stand")
-    return f"{before}{start}\n\n{part.strip()}\n\n{end}{after}"
 
 
 def comparison_table(documents: Documents) -> str:
@@ -99,7 +82,9 @@ def _limits(document: Mapping[str, Any]) -> list[str]:
     classes = document.get("worst_classes", [])[:5]
     pairs = document.get("confusions", [])[:3]
     found = [
-        "Every answer is one of these classes: a vehicle outside of them gets one of them as well.",
+        "Every answer names one of these classes; a vehicle outside of them is told as unknown by a score that can err."
+        if document.get("unknown")
+        else "Every answer is one of these classes: a vehicle outside of them gets one of them as well.",
         "Intervals say how far other images like these would move a number, not how far another training run would.",
     ]
     if weak:
@@ -134,6 +119,17 @@ def evaluation_part(document: Mapping[str, Any], *, licence: str = "") -> str:
         warmth = calibration.get("temperature")
         also = f" Temperature {warmth:.2f}, fitted on {calibration['fitted_on']}." if warmth else ""
         lines += ["### Calibration", ", ".join(told) + "." + also]
+    if (gate := document.get("unknown")) and "unknown" in clean:
+        words = f"{_percent(clean['unknown']['taken_for_unknown'])} of clean images"
+        corrupted = [found["unknown"] for name, found in document["conditions"].items() if "@" in name]
+        if corrupted:
+            mean = sum(found["taken_for_unknown"] for found in corrupted) / len(corrupted)
+            words += f", {_percent(mean)} under corruption"
+        reasons = ", ".join(f"{reason} {_percent(share)}" for reason, share in clean["unknown"]["reasons"].items())
+        lines += [
+            "### Known vehicles taken for unknown",
+            f"By {gate['score']}: {words}. Reasons on clean images: {reasons}.",
+        ]
     if cost:
         told = [f"{cost['parameters']:,} parameters", f"{cost['macs'] / 1e6:,.1f} million MACs an image"]
         if "latency_ms" in cost:
@@ -149,7 +145,4 @@ def evaluation_part(document: Mapping[str, Any], *, licence: str = "") -> str:
 
 def with_evaluation(card: str, document: Mapping[str, Any], *, licence: str = "") -> str:
     """The card with the evaluation at its end, or in the place of an earlier one. licence: of the judged images."""
-    part = evaluation_part(document, licence=licence)
-    if "<!-- evaluation: generated -->" not in card:
-        card = f"{card.rstrip()}\n\n<!-- evaluation: generated --><!-- end of evaluation -->\n"
-    return replace_part(card, "evaluation", part)
+    return with_part(card, "evaluation", evaluation_part(document, licence=licence))

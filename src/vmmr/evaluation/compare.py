@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from vmmr.errors import ConfigError
 from vmmr.evaluation.conditions import condition_title, families, parse_condition
+from vmmr.evaluation.drawing import MOST_SERIES
 from vmmr.evaluation.examples import Example
-from vmmr.evaluation.figures import MOST_SERIES, Curve, curve_figure, reliability_figure
+from vmmr.evaluation.figures import Curve, curve_figure, reliability_figure
 from vmmr.evaluation.report import render, write_text
 
 __all__ = [
@@ -216,6 +217,28 @@ def _reliability(documents: Documents) -> list[dict[str, Any]]:
     return found
 
 
+def _refused(document: Mapping[str, Any], shown: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, list[str]]]:
+    """Reasons that known images are given, and rows of shares, means over conditions, as words: taken for unknown, then
+    each reason."""
+    found = {
+        title: [document["conditions"][name]["unknown"] for name in names if "unknown" in document["conditions"][name]]
+        for title, names in shown.items()
+    }
+    reasons = list(dict.fromkeys(key for told in found.values() for one in told for key in one["reasons"]))
+    table = {
+        title: [
+            f"{100 * float(np.mean(values)):.1f} %"
+            for values in (
+                [one["taken_for_unknown"] for one in told],
+                *([one["reasons"].get(reason, 0.0) for one in told] for reason in reasons),
+            )
+        ]
+        for title, told in found.items()
+        if told
+    }
+    return [reason.replace("_", " ") for reason in reasons], table
+
+
 def _restored(document: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
     """PSNR and SSIM, noisy and restored, of each corruption: means over its severities."""
     found: dict[str, list[Mapping[str, float]]] = {}
@@ -321,6 +344,13 @@ def write_comparison(
         mean=mean_over,
         between=between,
         measures={name: _measures(document, rows) for name, document in documents.items()},
+        refused={
+            name: _refused(
+                document, rows | {condition_title(n[0]): n for kinds in groups.values() for n in kinds.values()}
+            )
+            for name, document in documents.items()
+            if document.get("unknown")
+        },
         reliability=_reliability(documents),
         restored={name: found for name, document in documents.items() if (found := _restored(document))},
         facts=_facts(documents),

@@ -29,8 +29,10 @@ from vmmr.evaluation.calibration import (
 from vmmr.evaluation.classify import accuracy, macro_accuracy, make_accuracy, predict_logits, views
 from vmmr.evaluation.confusion import confusions, mistakes, worst_classes
 from vmmr.evaluation.cost import answer_time, macs, parameters
+from vmmr.evaluation.gate import SIGNS, answer_and_signs, gate_part, gate_scores
 from vmmr.evaluation.hierarchy import fit_decoding, hierarchy_scores, level_scores
 from vmmr.evaluation.intervals import interval, resampled_means
+from vmmr.evaluation.markdown import with_part
 from vmmr.evaluation.restoration import restoration
 from vmmr.evaluation.robustness import condition, summary
 from vmmr.export.bundle import Bundle, Network
@@ -96,12 +98,18 @@ def evaluate(
     clean: Tensor | None = None
     decoded: dict[str, Any] = {}
     some = np.unique(np.linspace(0, len(manifest) - 1, min(restored, len(manifest))).round().astype(np.int64))
+    detector = bundle.detector
+    answer = network.answer if detector is None else answer_and_signs(bundle, network, detector)
     for name in wanted:
         degrade = condition(name, seed=seed)
-        wide = predict_logits(network.answer, network, pixels, preprocess, device=device, degrade=degrade)
+        wide = predict_logits(answer, network, pixels, preprocess, device=device, degrade=degrade)
+        if detector is not None:
+            wide, signs = wide[:, :-SIGNS], wide[:, -SIGNS:]
         logits = bundle.class_scores(wide)
         clean = logits if name == "clean" else clean
         conditions[name] = _scores(logits, manifest, temperature)
+        if detector is not None:
+            conditions[name]["unknown"] = gate_scores(bundle, detector, logits, signs)
         if levels is not None:
             conditions[name] |= _level_scores(wide, logits, labels, levels)
         confidence[name] = confidences(logits)
@@ -141,6 +149,7 @@ def evaluate(
             "bins_calibrated": _bins(tempered, right, ["clean"]),
             "bins_corrupted": _bins(confidence, right, [name for name in right if "@" in name]),
         },
+        "unknown": None if detector is None else detector.settings,
         **_mistaken(clean, manifest),
         "restoration": decoded,
         "cost": _cost(network, preprocess, device, timed),
@@ -183,7 +192,7 @@ def with_unknown(
     device: torch.device | str = "cpu",
 ) -> Bundle:
     """The bundle with a detector of unknown vehicles: the score's constants from training images, its gate from
-    validation images, see `fit_gate`. Neither may be images that are judged.
+    validation images, see `fit_gate`; its card says how it was set. Neither may be images that are judged.
 
     preprocess: to [-1, 1]. score: a name in `vmmr.unknown.SCORES`. accept: share of validation images that are known.
     shortest: pixels of the shorter side below which nothing is said. Images that do not tell the finest level are left
@@ -214,7 +223,10 @@ def with_unknown(
     known = strangeness(score, features, logits, fitted)
     hidden = hidden_scores(SCORES[score].score, features, logits, labels, fitted).float()
     gate = fit_gate(known, hidden, light, edges, rate=accept, shortest=shortest)
-    return replace(bundle, detector=Detector(score, gate, fitted))
+    detector = Detector(score, gate, fitted)
+    return replace(
+        bundle, detector=detector, card=with_part(bundle.card, "unknown", gate_part(detector, known, hidden))
+    )
 
 
 def require_fittable(labels: NDArray[np.int64], classes: int) -> None:

@@ -22,8 +22,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vmmr.errors import ConfigError
 from vmmr.evaluation.conditions import condition_title
+from vmmr.evaluation.drawing import MOST_SERIES
 from vmmr.evaluation.examples import Example, picture_uri
-from vmmr.evaluation.figures import MOST_SERIES, Models, corruption_figure, history_figure, sigma_figure
+from vmmr.evaluation.figures import Models, corruption_figure, history_figure, sigma_figure
 from vmmr.files import whole_file
 from vmmr.noise import HELD_OUT_OPS, OPS
 

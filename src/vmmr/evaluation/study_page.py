@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vmmr.evaluation.figures import MOST_SERIES, Dots, course_figure, dots_figure, scatter_figure
+from vmmr.evaluation.drawing import MOST_SERIES
 from vmmr.evaluation.report import render, write_text
 from vmmr.evaluation.study import Document, gain, succeeded
+from vmmr.evaluation.study_figures import Dots, course_figure, dots_figure, scatter_figure
 from vmmr.levels import LEVELS, NUMBERS
 from vmmr.taxonomy import TREE
 
