@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +182,9 @@ def test_boxes_and_pictures_that_are_gone_meanwhile(
     told = run_triage(bundle, [tmp_path / "table.csv"], tmp_path / "out", distance=0.1, progress=False)
     assert (told.pictures, told.failed, told.strange, told.candidates, told.grouped) == (6, 1, 5, 1, 5)
     assert Manifest.load(tmp_path / "out" / "candidates.csv").boxes.tolist() == [[4, 2, 44, 32]] * 5
+    page = (tmp_path / "out" / "triage.html").read_text(encoding="utf-8")
+    shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in shown] == [(40, 30)] * 5
     [part] = (tmp_path / "out" / "embeddings").glob("part-*.parquet")
     found = pq.read_table(part).to_pylist()
     crop = vmmr.Crop(found[1]["path"], vmmr.Box(4, 2, 44, 32))

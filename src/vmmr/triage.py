@@ -32,8 +32,10 @@ from rich.progress import track
 import vmmr
 from vmmr.bulk import ANSWERS, picture_of, run_bulk
 from vmmr.config import RuntimeName
+from vmmr.data.decode import decode
+from vmmr.data.pixels import cut_out
 from vmmr.errors import ConfigError, VmmrError
-from vmmr.evaluation.triage_page import PICTURES, SHOWN, Candidate, write_triage
+from vmmr.evaluation.triage_page import PICTURES, SHOWN, SIDE, Candidate, write_triage
 from vmmr.files import alone_in, whole_file
 from vmmr.recognizer import Recognizer, directions, load
 from vmmr.unknown import Reason
@@ -242,12 +244,15 @@ def _candidate(
 
 
 def _show(candidate: Candidate, recognizer: Recognizer, rows: list[dict[str, Any]]) -> None:
-    """Read pictures of a candidate at even distances from the most typical to the least; what is gone is left out."""
+    """Read pictures of a candidate, whole or as boxed, at even distances from the most typical to the least; what is
+    gone is left out."""
     places = np.linspace(0, len(candidate.members) - 1, min(PICTURES, len(candidate.members))).round().astype(int)
     for place in places:
         row = rows[candidate.members[place]]
+        path, box = row["path"], [row[side] for side in _BOX]
         try:
-            candidate.pictures[row["path"]] = recognizer.read(picture_of(row))
+            image = decode(path, limits=recognizer.limits, shrink_to=SIDE if box[0] is None else None)
+            candidate.pictures[path] = image if box[0] is None else cut_out(image, box, path)
         except VmmrError:
             continue
 

@@ -51,7 +51,7 @@ def test_nothing_comes_from_elsewhere(tmp_path: Path, parse: Callable[[str], Any
     assert all(url.startswith("data:") for url in loaded)
     [uri] = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     image = Image.open(io.BytesIO(base64.b64decode((uri or "").split(",")[1])))
-    assert (image.size, image.format) == ((160, 160), "JPEG")
+    assert (image.size, image.format) == ((200, 200), "JPEG")
     assert abs(int(np.asarray(image).mean()) - 60) < 3
 
 

@@ -19,12 +19,13 @@ from PIL import Image
 
 from vmmr.evaluation.report import render, write_text
 
-__all__ = ["PICTURES", "SHOWN", "Candidate", "write_triage"]
+__all__ = ["PICTURES", "SHOWN", "SIDE", "Candidate", "write_triage"]
 
 SHOWN, PICTURES = 60, 12
 """So many candidates are shown, the largest, with so many pictures each."""
 
-_SIDE = 160
+SIDE = 200
+"""Pixels of the longer side of a picture."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Candidate:
 def _thumbnail(pixels: NDArray[np.uint8]) -> Markup:
     """uint8 [H, W, 3] as a small JPEG data URI."""
     image, file = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((SIDE, SIDE))
     image.save(file, "JPEG", quality=82)
     return Markup("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
 
