@@ -40,7 +40,7 @@ from vmmr.models import Backbone
 from vmmr.recognizer import Recognizer
 from vmmr.unknown import BANK, SCORES, Gate, gather
 from vmmr.unknown.detector import Detector
-from vmmr.unknown.quality import contrast, detail
+from vmmr.unknown.quality import contrast_and_detail
 
 GATE = Gate(known=0.0, vehicle=0.0, dull=0.0, soft=-9.0, noisy=9.0)
 TARGET = 0.03
@@ -95,7 +95,7 @@ def quality(pixels: np.ndarray, preprocess: Preprocess) -> object:
     """The two numbers of the picture alone, and what they need."""
     with torch.inference_mode():
         image = preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        return contrast(image), detail(image)
+        return contrast_and_detail(image)
 
 
 def scores(args: argparse.Namespace, threads: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vmmr.errors import ConfigError, DataError
 from vmmr.noise.benchmark import corrupt
 from vmmr.unknown import Gate, Reason, accept_threshold, decide, fit_gate
-from vmmr.unknown.quality import contrast, detail
+from vmmr.unknown.quality import contrast, contrast_and_detail, detail
 
 GATE = Gate(known=1.0, vehicle=2.0, dull=0.1, soft=-1.0, noisy=0.0, shortest=32)
 finite = st.floats(-100, 100, width=32)
@@ -124,6 +124,15 @@ def test_contrast_and_detail_by_hand() -> None:
         for b in brightness
     ]  # fmt: skip
     np.testing.assert_allclose(detail(image).numpy(), np.log(edges / brightness.std(axis=(1, 2))), rtol=1e-3)
+
+
+def test_both_at_once_are_those_of_each_image_alone() -> None:
+    image = torch.rand(3, 3, 8, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    light, edges = contrast_and_detail(image)
+    torch.testing.assert_close(light, contrast(image))
+    for place in range(3):
+        assert contrast_and_detail(image[place : place + 1])[1].item() == edges[place].item()
+    assert [part.shape for part in contrast_and_detail(image[:0])] == [(0,), (0,)]
 
 
 def test_contrast_and_brightness_leave_detail() -> None:

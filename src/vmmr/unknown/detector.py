@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vmmr.errors import BundleError, ConfigError
 from vmmr.unknown import SCORES, Fitted, Gate, Reason, decide
-from vmmr.unknown.quality import contrast, detail
+from vmmr.unknown.quality import contrast_and_detail
 
 __all__ = ["Detector", "strangeness"]
 
@@ -80,7 +80,7 @@ class Detector:
         features [N, D], logits [N, C] of classes. image [N, 3, H, W] in [-1, 1], as the network saw it.
         """
         found = strangeness(self.score, features, logits, self.fitted)
-        return torch.stack([found, contrast(image), detail(image)], dim=1)
+        return torch.stack([found, *contrast_and_detail(image)], dim=1)
 
     def reason(self, signs: Sequence[float], *, sure: bool, side: float | None = None) -> Reason:
         """The reason for one picture, see `decide`. signs: a row of `signs`. side: pixels of the shorter side of the

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-__all__ = ["contrast", "detail"]
+__all__ = ["contrast", "contrast_and_detail", "detail"]
 
-_LAPLACE = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 _LEAST = 1e-4
 
 
@@ -28,10 +25,21 @@ def detail(image: Tensor) -> Tensor:
     Blur lowers it, noise raises it, contrast and brightness leave it. It depends on the size in pixels: compare images
     as the network sees them, of one size.
     """
-    brightness = _brightness(image)
-    kernel = torch.tensor(_LAPLACE, dtype=image.dtype, device=image.device)[None, None]
-    edges = functional.conv2d(brightness[:, None], kernel).flatten(1).std(dim=1, correction=0)
-    return (edges.clamp(min=_LEAST) / contrast(image).clamp(min=_LEAST)).log()
+    return contrast_and_detail(image)[1]
+
+
+def contrast_and_detail(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, [B] each. Brightness is computed once, and image by image, which the cache of a processor holds."""
+    light, edges = image.new_empty(len(image)), image.new_empty(len(image))
+    for place, one in enumerate(image):
+        light[place], edges[place] = _both(_brightness(one[None])[0])
+    return light, (edges.clamp(min=_LEAST) / light.clamp(min=_LEAST)).log()
+
+
+def _both(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations of a brightness [H, W] and of its Laplacian, inside of the border."""
+    around = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]
+    return x.std(correction=0), (around - 4 * x[1:-1, 1:-1]).std(correction=0)
 
 
 def _brightness(image: Tensor) -> Tensor:
