@@ -55,7 +55,7 @@ _EMBEDDED = pa.schema(
 )
 _TABLE = pa.schema(
     [
-        *(ANSWERS.field(name) for name in ("path", "make", "model", *_BOX)),
+        *(ANSWERS.field(name) for name in ("path", "make", "model", "year", *_BOX)),
         ("candidate", pa.int64()),
         ("nearest", pa.string()),
         ("nearest_distance", pa.float64()),
