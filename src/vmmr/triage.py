@@ -95,7 +95,7 @@ def run_triage(
     """Answer the pictures of `sources` and group those that are unknown vehicles into candidates for new models.
 
     bundle, sources, runtime, part: see `vmmr.bulk.run_bulk`. distance: how far apart two groups may be on average and
-    still be one; None for that of the known classes, see `vmmr.unknown.groups.merge_distance`. least: pictures of a
+    still be one; None for what suits the known classes, see `vmmr.unknown.groups.merge_distance`. least: pictures of a
     candidate. far: also group what is called no vehicle at all.
 
     Memory grows with the strange pictures, not with the others. Raises ConfigError for a bundle that cannot tell
@@ -133,7 +133,7 @@ def run_triage(
         facts = {
             "Bundle": f"{Path(bundle).resolve().name}, digest {recognizer.digest[:16]}, vmmr {vmmr.__version__}",
             "Unknown by": f"{known.score}, {len(known.names)} known classes",
-            "One group within": f"{within:.3f}, {'of the known classes' if distance is None else 'as asked for'}",
+            "One group within": f"{within:.3f}, {'suits known classes best' if distance is None else 'as asked for'}",
             "Pictures of a group": f"{least} or more",
         }
         write_triage(out / "triage.html", asdict(told), candidates, facts)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
@@ -34,16 +35,23 @@ def test_the_average_distance_is_the_mean_over_pairs() -> None:
     assert alone[2] == pytest.approx(np.mean([1 - rows[0] @ row for row in rows[labels == 2]]), abs=1e-6)
 
 
-def test_classes_merge_at_the_quantile_of_their_nearest() -> None:
-    rows, labels = blobs([5, 6, 7, 4], 0.4, dims=4)
-    nearest = []
-    for one in range(4):
-        others = [np.mean(1 - rows[labels == one] @ rows[labels == other].T) for other in range(4) if other != one]
-        nearest.append(min(others))
-    for share in (0.0, 0.5, 1.0):
-        assert merge_distance(rows, labels, share) == pytest.approx(np.quantile(nearest, share), abs=1e-6)
+def test_the_distance_is_where_known_images_group_into_their_classes() -> None:
+    rows, labels = blobs([6, 7, 8, 5], 0.45, dims=5)
+    tree = linkage(rows.astype(np.float64), "average", metric="cosine")
+    steps = np.linspace(0, tree[-1, 2], 101)
+    index = np.array([adjusted_rand_score(labels, fcluster(tree, step, "distance")) for step in steps])
+    assert 0.1 < index.max() < 1  # else there is nothing to choose
+    assert merge_distance(rows, labels) == pytest.approx(steps[index >= index.max() - 0.01].mean(), abs=1e-3)
     # Only what the bank holds counts: labels may have gaps.
-    assert merge_distance(rows, labels * 10 + 3, 0.5) == merge_distance(rows, labels, 0.5)
+    assert merge_distance(rows, labels * 10 + 3) == merge_distance(rows, labels)
+
+
+def test_of_classes_far_apart_it_is_the_middle_between_within_and_between() -> None:
+    rows, labels = blobs([9, 9, 9], 0.02)
+    heights = linkage(rows.astype(np.float64), "average", metric="cosine")[:, 2]
+    assert heights[-3] < 0.01 < 0.9 < heights[-2]
+    assert merge_distance(rows, labels) == pytest.approx((heights[-3] + heights[-2]) / 2, abs=0.02)
+    assert (group_alike(rows, merge_distance(rows, labels)) >= 0).all()
 
 
 @settings(deadline=None, max_examples=25)
@@ -90,7 +98,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         group_alike(np.full((3, 2), np.nan, np.float32), 0.5)
     with pytest.raises(DataError, match="takes two"):
         merge_distance(rows, labels * 0)
-    with pytest.raises(ConfigError, match="share"):
-        merge_distance(rows, labels, 1.5)
     with pytest.raises(DataError, match="no picture"):
         group_means(rows, labels, 3)
