@@ -327,6 +327,7 @@ def _parse(script: Path, words: list[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *words])
+        patch.syspath_prepend(script.parent)  # as Python does for a script
         patch.setattr(argparse.ArgumentParser, "parse_args", and_stop)
         with pytest.raises(_Parsed):
             runpy.run_path(str(script), run_name="__main__")
