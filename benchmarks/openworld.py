@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference import random_bundle
 from vmmr.data.preprocess import Preprocess
 from vmmr.export.artifact import Artifact
 from vmmr.export.bundle import Bundle
@@ -101,6 +100,8 @@ def quality(pixels: np.ndarray, preprocess: Preprocess) -> object:
 def scores(args: argparse.Namespace, threads: int) -> dict[str, Any]:
     """{batch: {"runtimes", "signs", "whole"}}: milliseconds of the runtimes alone; of each score with the numbers of
     the picture, of both parts of the recommended one; and of whole passes with it and without."""
+    from inference import random_bundle  # beside this file, which only a script sees
+
     bundle = replace(random_bundle(args.backbone), preprocess=Preprocess(args.size, args.size))
     every = detectors(bundle, args.bank)
     with tempfile.TemporaryDirectory() as folder:

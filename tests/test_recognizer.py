@@ -140,6 +140,10 @@ def test_pictures_of_one_class_lie_together(tiny_cars: Path, tiny_run: Path) -> 
         recognizer.embed([b"no picture"])
     with pytest.raises(DataError, match="nothing to embed"):
         recognizer.embed([])
+    recognizer.batch_size = 2
+    streamed = list(recognizer.embeddings(iter([paths[0], b"no picture", *paths[1:]])))
+    assert isinstance(streamed.pop(1), ImageError)
+    np.testing.assert_allclose(np.stack([row for row in streamed if isinstance(row, np.ndarray)]), rows, atol=1e-6)
 
 
 def test_a_bundle_is_run_by_torch(tiny_run: Path) -> None:

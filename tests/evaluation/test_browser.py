@@ -107,7 +107,8 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], d
 def page(tmp_path_factory: pytest.TempPathFactory, document: Callable[..., dict[str, Any]]) -> Path:
     """Three models, one of a long name, with everything that a page may have."""
     long = "a_model_whose_name_goes_on_" * 3
-    documents = {name: document(seed=k, progressive=k == 1) for k, name in enumerate(("plain", long, "student"))}
+    names = ("plain", long, "student")
+    documents = {name: document(seed=k, progressive=k == 1, unknown=k == 0) for k, name in enumerate(names)}
     noise = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
     replies = {name: Reply("Chevrolet Silverado 1500 Extended Cab 2012", 0.5, name == long) for name in documents}
     strips = [Example("gaussian_0.4", "Audi A4 2012", *noise, replies)] * 2
