@@ -128,12 +128,26 @@ validation_scores = torch.linspace(-2, 2, 20)
 
 def _cars(folder: Path) -> None:
     """A folder with a table: three classes that differ in colour."""
+    _drawn(
+        folder,
+        {
+            "Audi,A4,2012,sedan": (200, 40, 40),
+            "Audi,A6,2012,wagon": (40, 200, 40),
+            "BMW,M3,2010,coupe": (40, 40, 200),
+        },
+    )
+
+
+def _new_cars(folder: Path) -> None:
+    _drawn(folder, {"Audi,Q9,2027,suv": (200, 200, 40), "VW,ID,2027,sedan": (200, 40, 200)})
+
+
+def _newer_cars(folder: Path) -> None:
+    _drawn(folder, {"Fiat,Q,2028,suv": (40, 200, 200)})
+
+
+def _drawn(folder: Path, classes: dict[str, tuple[int, int, int]]) -> None:
     random = np.random.default_rng(0)
-    classes = {
-        "Audi,A4,2012,sedan": (200, 40, 40),
-        "Audi,A6,2012,wagon": (40, 200, 40),
-        "BMW,M3,2010,coupe": (40, 40, 200),
-    }
     rows = ["path,make,model,year,body,viewpoint,split"]
     folder.mkdir(parents=True)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
@@ -222,6 +236,8 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "van.jpg": _picture,
     "broken.jpg": _broken,
     "more_cars": _pictures,
+    "new_cars": _new_cars,
+    "newer_cars": _newer_cars,
     "pictures": _pictures,
     "film.mp4": _film,
     "sightings.csv": _sightings,

@@ -9,6 +9,9 @@
       unknown.safetensors   constants of the unknown score, where config.json names one
       manifest.json         {"files": {name: {"size", "sha256"}}}
 
+An extended bundle holds the files of the one before, bit for bit, and a numbered layer on top: weights-1.safetensors
+with what was added, and config-1.json, taxonomy-1.json, card-1.md, unknown-1.safetensors, which speak of the whole.
+
 `vmmr.export.folder` writes it whole and reads it without trust.
 """
 
@@ -17,11 +20,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -31,7 +35,19 @@ from vmmr.data.labels import level_labels
 from vmmr.data.manifest import Manifest
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
-from vmmr.export.folder import Format, parse_json, read_config, read_folder, to_json, write_folder
+from vmmr.export.folder import (
+    Format,
+    digest_of,
+    layer_of,
+    numbered,
+    parse_json,
+    read_config,
+    read_folder,
+    to_json,
+    write_folder,
+)
+from vmmr.incremental.gallery import Gallery
+from vmmr.incremental.network import GalleryNetwork
 from vmmr.levels import HierarchySpec, Levels
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
 from vmmr.models.decoding import joint_scores
@@ -43,6 +59,8 @@ from vmmr.unknown.detector import Detector
 import timm  # isort: skip
 
 __all__ = [
+    "BUNDLE",
+    "MODES",
     "OPTIONS",
     "UNKNOWN",
     "Bundle",
@@ -51,12 +69,14 @@ __all__ = [
     "Network",
     "build_network",
     "described",
+    "parsed_bundle",
     "read_bundle",
     "read_facts",
     "write_bundle",
 ]
 
-Network = Backbone | HierarchicNetwork | ProgressiveNetwork
+_Built = Backbone | HierarchicNetwork | ProgressiveNetwork
+Network = _Built | GalleryNetwork
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "act_layer": str,
@@ -73,7 +93,13 @@ _NAMES = ("weights.safetensors", "config.json", "taxonomy.json", "preprocess.jso
 UNKNOWN = "unknown.safetensors"
 """The file that is there only where config.json names an unknown score."""
 
-_FORMAT = Format("vmmr-bundle", "bundle", 1, (_NAMES, (*_NAMES, UNKNOWN)))
+_LAYER = ("weights.safetensors", "config.json", "taxonomy.json", "card.md")
+BUNDLE = Format("vmmr-bundle", "bundle", 1, (_NAMES, (*_NAMES, UNKNOWN)), (_LAYER, (*_LAYER, UNKNOWN)))
+"""The folder's format."""
+
+MODES = ("gallery",)
+"""How a bundle can be extended."""
+
 _LEAST_SIDE = 3  # of an input whose detail is measured
 
 
@@ -175,7 +201,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Bundle(Facts):
-    """A bundle in memory: verified, not yet a network. `name` is its folder's name; `digest` that of its manifest."""
+    """A bundle in memory: verified, not yet a network. `name` is its folder's name; `digest` that of its manifest.
+
+    parent: the bundle that this one extends, and files: its files as they were read. added: facts about the extension,
+    see `vmmr.extend`; tensors are then what was added, and all else speaks of the whole.
+    """
 
     spec: ModelSpec
     taxonomy: Taxonomy
@@ -185,14 +215,21 @@ class Bundle(Facts):
     name: str = ""
     digest: str = ""
     detector: Detector | None = None
+    parent: Bundle | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self) -> Network:
         """The network with these weights, in evaluation mode, for images in [-1, 1]."""
         try:
-            network = build_network(self.spec, self.taxonomy)
+            network = build_network(self.spec, self.taxonomy) if self.parent is None else self._extended(self.parent)
         except ConfigError as error:
             raise BundleError(f"the config.json of {self.name} describes no network", got=error) from error
-        target: nn.Module = network.model if isinstance(network, Backbone) else network
+        target: nn.Module = network
+        if isinstance(network, Backbone):
+            target = network.model
+        elif isinstance(network, GalleryNetwork):
+            target = network.gallery
         try:
             target.load_state_dict(self.tensors)
         except RuntimeError as error:
@@ -208,8 +245,17 @@ class Bundle(Facts):
             )
         return network.eval()
 
+    def _extended(self, parent: Bundle) -> Network:
+        """The parent's network with room for what was added."""
+        network = parent.network()
+        width = (network if isinstance(network, Backbone) else network.backbone).width
+        gallery = Gallery(
+            self.tensors.get("reference_bias", torch.zeros(0)).numel(), len(self.taxonomy) - len(parent.taxonomy), width
+        )
+        return GalleryNetwork(network, gallery, parent.levels, self.levels)
 
-def build_network(spec: ModelSpec, taxonomy: Taxonomy | None = None, **options: Any) -> Network:
+
+def build_network(spec: ModelSpec, taxonomy: Taxonomy | None = None, **options: Any) -> _Built:
     """A fresh network as the spec says. taxonomy: needed where the spec has levels; options: what only training reads
     of hierarchy heads, see `HierarchyHead`. Raises ConfigError where they do not fit."""
     if spec.hierarchy is not None and taxonomy is None:
@@ -237,10 +283,16 @@ def write_bundle(folder: Path, bundle: Bundle) -> Path:
     """
     files = {
         "weights.safetensors": save({k: v.contiguous() for k, v in bundle.tensors.items()}),
-        "config.json": to_json({**_FORMAT.stamp, **described(bundle)}),
+        "config.json": to_json({**BUNDLE.stamp, **described(bundle)}),
         **fact_files(bundle),
     }
-    return write_folder(folder, _FORMAT, files)
+    if bundle.parent is not None:
+        told = {"parent": bundle.parent.digest, "added": dict(bundle.added)}
+        files["config.json"] = to_json({**BUNDLE.stamp, **described(bundle), **told})
+        del files["preprocess.json"]  # that of the parent
+        layer = 1 + max(map(layer_of, bundle.files))
+        files = {**bundle.files, **{numbered(name, layer): data for name, data in files.items()}}
+    return write_folder(folder, BUNDLE, files)
 
 
 def fact_files(facts: Facts) -> dict[str, bytes]:
@@ -260,15 +312,54 @@ def described(facts: Facts) -> dict[str, Any]:
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Verify and read a bundle. BundleError says which file is missing, altered, linked, oversized or malformed."""
-    payload, digest = read_folder(folder, _FORMAT)
-    name = Path(folder).name
-    config = read_config(payload, _FORMAT)
+    payload, digest = read_folder(folder, BUNDLE)
+    return parsed_bundle(payload, digest, Path(folder).name)
+
+
+def parsed_bundle(payload: Mapping[str, bytes], digest: str, name: str) -> Bundle:
+    """The bundle that verified files hold: of an extended one the last layer, on the bundle of all below."""
+    layer = max(map(layer_of, payload))
+    below = {key: data for key, data in payload.items() if layer_of(key) != layer}
+    parent = parsed_bundle(below, digest_of(BUNDLE, below), name) if layer else None
+    payload = {key: payload[numbered(key, layer)] for key in (*_NAMES, UNKNOWN) if numbered(key, layer) in payload}
+    config = read_config(payload, BUNDLE)
+    added: dict[str, Any] = {}
+    if parent is not None:
+        payload["preprocess.json"] = below["preprocess.json"]
+        added = _added(config, parent, name)
     spec, taxonomy, preprocess, card, detector = read_facts(payload, config, name)
     try:
         tensors = load(payload["weights.safetensors"])
     except SafetensorError as error:
         raise BundleError(f"the bundle {name} is malformed", got=error) from error
-    return Bundle(spec, taxonomy, preprocess, tensors, card, name, digest, detector)
+    bundle = Bundle(spec, taxonomy, preprocess, tensors, card, name, digest, detector)
+    if parent is None:
+        return bundle
+    _require_on_top(bundle, parent)
+    return replace(bundle, parent=parent, files=below, added=added)
+
+
+def _added(config: dict[str, Any], parent: Bundle, name: str) -> dict[str, Any]:
+    """What the settings of an extended bundle say of the extension, taken out of them."""
+    before, added = config.pop("parent", None), config.pop("added", None)
+    if before != parent.digest:
+        raise BundleError(f"{name} extends another bundle than the one it holds", got=str(before)[:80])
+    if not isinstance(added, dict) or added.get("mode") not in MODES:
+        raise BundleError(f"{name} is extended in a way that is not known", got=str(added)[:80])
+    return added
+
+
+def _require_on_top(bundle: Bundle, parent: Bundle) -> None:
+    """BundleError unless the bundle answers what its parent does, and classes behind those."""
+    old, spec = len(parent.taxonomy), bundle.spec
+    if bundle.taxonomy.classes[:old] != parent.taxonomy.classes or len(bundle.taxonomy) == old:
+        raise BundleError(f"{bundle.name} does not add classes behind those it had", got=f"{old} of its parent")
+    told, hierarchy = parent.spec.hierarchy, spec.hierarchy
+    if told is not None and hierarchy is not None:
+        hierarchy = replace(hierarchy, beta=told.beta, thresholds=told.thresholds)
+    same = replace(spec, classes=old, temperature=parent.spec.temperature, hierarchy=hierarchy)
+    if same != parent.spec:
+        raise BundleError(f"{bundle.name} describes another network than the one it extends")
 
 
 def read_facts(

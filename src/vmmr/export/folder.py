@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from vmmr.errors import BundleError
 
 __all__ = [
     "Format",
+    "digest_of",
     "folder_format",
+    "layer_of",
+    "numbered",
     "parse_json",
     "read_config",
     "read_folder",
@@ -36,12 +39,16 @@ _BINARY = (".safetensors", ".onnx", ".bin")
 
 @dataclass(frozen=True)
 class Format:
-    """What a folder is called in manifest.json and in messages, its version, and the sets of names that it may hold."""
+    """What a folder is called in manifest.json and in messages, its version, and the sets of names that it may hold.
+
+    layers: the sets of names that may come on top, numbered from 1 without gaps, see `numbered`; at most 99.
+    """
 
     name: str
     noun: str
     version: int
     contents: tuple[tuple[str, ...], ...]
+    layers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -55,8 +62,7 @@ def write_folder(folder: Path, kind: Format, files: Mapping[str, bytes]) -> Path
     A run that dies leaves the earlier folder or none, never half of one. BundleError where the folder holds anything
     else.
     """
-    listing = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    payload = {**files, "manifest.json": to_json({**kind.stamp, "files": listing})}
+    payload = {**files, "manifest.json": _listing(kind, files)}
     require_replaceable(folder, kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
@@ -79,6 +85,32 @@ def write_folder(folder: Path, kind: Format, files: Mapping[str, bytes]) -> Path
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _listing(kind: Format, files: Mapping[str, bytes]) -> bytes:
+    listing = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    return to_json({**kind.stamp, "files": listing})
+
+
+def digest_of(kind: Format, files: Mapping[str, bytes]) -> str:
+    """The digest that a folder of these files has once it is written."""
+    return hashlib.sha256(_listing(kind, files)).hexdigest()
+
+
+def numbered(name: str, layer: int) -> str:
+    """The name of a file in a layer; layer 0 is what all others lie on.
+
+    >>> numbered("card.md", 2), numbered("card.md", 0)
+    ('card-2.md', 'card.md')
+    """
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{layer}{dot}{suffix}" if layer else name
+
+
+def layer_of(name: str) -> int:
+    """The inverse: the layer that a file belongs to."""
+    found = re.search(r"-([1-9][0-9]?)\.", name)
+    return int(found[1]) if found else 0
 
 
 def require_replaceable(folder: Path, kind: Format) -> None:
@@ -119,7 +151,7 @@ def read_folder(folder: str | os.PathLike[str], kind: Format) -> tuple[dict[str,
     if {key: manifest.get(key) for key in kind.stamp} != kind.stamp:
         raise BundleError("manifest.json is of another format or version", do=f"write the {kind.noun} anew")
     files = manifest.get("files")
-    names = _names(files, kind.contents)
+    names = _names(files, kind)
     if not isinstance(files, dict) or names is None:
         raise BundleError(f"manifest.json does not list the files of a {kind.noun}", got=str(files)[:200])
     payload = {}
@@ -140,9 +172,18 @@ def read_config(payload: Mapping[str, bytes], kind: Format) -> dict[str, Any]:
     return config
 
 
-def _names(files: object, contents: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
-    listed = sorted(files) if isinstance(files, dict) else None
-    return next((names for names in contents if sorted(names) == listed), None)
+def _names(files: object, kind: Format) -> list[str] | None:
+    """The listed names, if they are what such a folder may hold."""
+    if not isinstance(files, dict):
+        return None
+    by_layer: dict[int, set[str]] = {0: set()}
+    for name in files:
+        by_layer.setdefault(layer_of(name), set()).add(name)
+    for place, layer in enumerate(sorted(by_layer)):
+        allowed = kind.layers if layer else kind.contents
+        if place != layer or by_layer[layer] not in [{numbered(name, layer) for name in names} for names in allowed]:
+            return None
+    return sorted(files)
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
@@ -169,7 +210,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _read(root: Path, name: str, most: int, noun: str) -> bytes:
-    if not re.fullmatch(r"[a-z]+\.[a-z]+", name):
+    if not re.fullmatch(r"[a-z]+(-[1-9][0-9]?)?\.[a-z]+", name):
         raise BundleError(f"a {noun} holds no such name", got=repr(name))
     try:
         descriptor = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -82,6 +82,8 @@ def train(
     guide = read_bundle(teacher) if teacher is not None else None
     if guide is not None and guide.spec.kind != "progressive":
         raise BundleError("a PMD teacher has denoising-recognition heads", got=f"a {guide.spec.kind} bundle")
+    if guide is not None and guide.parent is not None:
+        raise BundleError("a PMD teacher is not extended", got=guide.name, do="roll it back: vmmr rollback")
     taught = guide.spec.hierarchy if guide is not None else None
     if taught is not None and not config.levels:
         config = config.with_(levels=list(taught.names))

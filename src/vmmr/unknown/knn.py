@@ -15,7 +15,7 @@ from torch.nn import functional
 from vmmr.unknown.fitted import Fitted, Shape
 from vmmr.unknown.statistics import Statistics
 
-__all__ = ["KNNFitted", "fit_knn", "knn", "nearest"]
+__all__ = ["KNNFitted", "fit_knn", "grown_knn", "knn", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,24 @@ class KNNFitted(Fitted):
 def fit_knn(statistics: Statistics) -> KNNFitted:
     """The bank, each image's features brought to length 1."""
     return KNNFitted(functional.normalize(statistics.bank, dim=1), statistics.bank_label)
+
+
+def grown_knn(fitted: KNNFitted, features: Tensor, labels: Tensor, pull: float, *, least: int = 10) -> KNNFitted:
+    """The bank with features [N, D] of images of new classes, labels int64 [N]. What was near stays as near.
+
+    A new class has a few images where an old one has many, of which the network learned to tell nothing apart: its own
+    images lie far from each other. pull: how far, in [0, 1], its rows are moved towards the direction of their mean;
+    rows are repeated to `least`, the neighbours that `knn` looks at.
+    """
+    unit = functional.normalize(features, dim=1)
+    rows, names = [fitted.bank], [fitted.label]
+    for label in torch.unique(labels).tolist():
+        own = unit[labels == label]
+        moved = functional.normalize(torch.lerp(own, functional.normalize(own.mean(dim=0), dim=0), pull), dim=1)
+        moved = moved.repeat(-(-least // len(own)), 1)
+        rows.append(moved)
+        names.append(torch.full((len(moved),), label))
+    return KNNFitted(torch.cat(rows), torch.cat(names))
 
 
 def nearest(features: Tensor, bank: Tensor, k: int) -> Tensor:

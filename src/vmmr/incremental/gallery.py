@@ -1,0 +1,211 @@
+"""New classes in seconds: discriminants of features that stay as they are, beside the network's own logits.
+
+    f = features / |features|,   S = pooled covariance of f around the means m_c of all classes, old and new, shrunk
+    d_c = w_c f + b_c,           w_c = S^-1 m_c,   b_c = -m_c S^-1 m_c / 2
+    margin_k = d_k - max over old classes c of d_c
+    logit_k  = max over old logits + scale * (margin_k - offset)
+
+A new class k is answered where its discriminant leads those of all old classes by more than the offset; elsewhere the
+old answer stands. Nothing is descended: one pass over features, one Cholesky factor. The offset is an order statistic
+of old images, so that the share of old answers that change is bounded beforehand (split conformal prediction).
+
+Sources: class means under one covariance on frozen features, Hayes and Kanan 2020 (arXiv 1909.01520); weights from
+normalised features beside trained ones, Qi et al. 2018 (arXiv 1712.07136); shrinkage, Chen et al. 2010 (OAS, arXiv
+0907.4698); the bound, Angelopoulos and Bates 2021 (arXiv 2107.07511). The margin against old classes is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vmmr.errors import DataError
+
+__all__ = [
+    "Gallery",
+    "Moments",
+    "crossfit",
+    "discriminants",
+    "fit_offset",
+    "fit_scale",
+    "fold_of",
+    "margins",
+    "moments",
+    "oas_shrinkage",
+]
+
+_MOST = 40.0  # of a logit over the temperature: what lies beyond is rounding
+_SCALES = 12.0  # natural logarithms that the scale is looked for in
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What discriminants are made of: count [C], sums [C, D] and the sum of f f^T [D, D], of unit features. float64."""
+
+    count: Tensor
+    sums: Tensor
+    second: Tensor
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.count - other.count, self.sums - other.sums, self.second - other.second)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.sums + other.sums, self.second + other.second)
+
+
+def moments(features: Tensor, labels: Tensor, classes: int) -> Moments:
+    """Those of features [N, D], of any length above 0, with labels int64 [N] in [0, classes)."""
+    unit = functional.normalize(features.double(), dim=1)
+    count = torch.bincount(labels, minlength=classes).double()
+    sums = torch.zeros(classes, unit.shape[1], dtype=torch.float64).index_add_(0, labels, unit)
+    return Moments(count, sums, unit.T @ unit)
+
+
+def oas_shrinkage(covariance: Tensor, images: float) -> float:
+    """How far a covariance [D, D] of so many images is to be moved to the mean of its diagonal: in [0, 1].
+
+    ((1 - 2/D) tr(S^2) + tr(S)^2) / ((N + 1 - 2/D) (tr(S^2) - tr(S)^2 / D)), at most 1: best for Gaussians in the mean
+    square. Source: Chen et al. 2010 (arXiv 0907.4698).
+    """
+    width = len(covariance)
+    trace, square = covariance.trace().item(), covariance.square().sum().item()
+    below = (images + 1 - 2 / width) * (square - trace**2 / width)
+    return min(1.0, ((1 - 2 / width) * square + trace**2) / below) if below > 0 else 1.0
+
+
+def discriminants(known: Moments, shrinkage: float | None = None) -> tuple[Tensor, Tensor]:
+    """Weight [C, D] and bias [C] of linear discriminants of unit features, float64; a class without images never wins.
+
+    shrinkage: of the covariance, in (0, 1]; None for `oas_shrinkage`. At 1 the nearest class mean wins. Raises
+    DataError where all images of each class are alike, so that there is no covariance.
+
+    >>> found = moments(torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]]), torch.tensor([0, 0, 1, 1]), 2)
+    >>> weight, bias = discriminants(found)
+    >>> (torch.tensor([[0.9, 0.4]], dtype=torch.float64) @ weight.T + bias).argmax().item()
+    0
+    """
+    there = known.count > 0
+    mean = known.sums / known.count.clamp(min=1)[:, None]
+    images = known.count.sum().item()
+    within = (known.second - (mean * known.count[:, None]).T @ mean) / max(images, 1)
+    level = within.trace().item() / len(within)
+    if not level > 1e-12:
+        raise DataError("the images of a class are all alike", got=f"{images:g} images", do="add different ones")
+    part = oas_shrinkage(within, max(images - there.sum().item(), 1)) if shrinkage is None else shrinkage
+    shrunk = (1 - part) * within + part * level * torch.eye(len(within), dtype=torch.float64)
+    shrunk = shrunk + 1e-6 * level * torch.eye(len(within), dtype=torch.float64)  # for rounding
+    weight = torch.cholesky_solve(mean.T, torch.linalg.cholesky(shrunk)).T
+    bias = -0.5 * (weight * mean).sum(dim=1)
+    return weight, bias.where(there, -torch.inf)
+
+
+def fold_of(labels: Tensor, groups: NDArray[np.int64], folds: int) -> Tensor:
+    """A fold in [0, folds) for every image, int64 [N]: groups stay together, and those of a class are dealt in turn."""
+    found = torch.zeros(len(labels), dtype=torch.int64)
+    home: dict[int, int] = {}
+    dealt: dict[int, int] = {}
+    for row, (label, group) in enumerate(zip(labels.tolist(), groups.tolist(), strict=True)):
+        if group not in home:
+            home[group] = dealt.get(label, 0) % folds
+            dealt[label] = dealt.get(label, 0) + 1
+        found[row] = home[group]
+    return found
+
+
+def crossfit(features: Tensor, labels: Tensor, classes: int, fold: Tensor) -> Tensor:
+    """The discriminants of each image from the images of all other folds: float64 [N, classes].
+
+    features [N, D], labels int64 [N], fold int64 [N]. As of images that were not seen, for the price of a Cholesky
+    factor a fold.
+    """
+    names = torch.unique(fold).tolist()
+    parts = [moments(features[fold == name], labels[fold == name], classes) for name in names]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    unit = functional.normalize(features.double(), dim=1)
+    scores = unit.new_zeros(len(unit), classes)
+    for name, part in zip(names, parts, strict=True):
+        weight, bias = discriminants(whole - part)
+        scores[fold == name] = unit[fold == name] @ weight.T + bias
+    return scores
+
+
+def margins(scores: Tensor, old: int) -> Tensor:
+    """By how much each new class leads the best of the `old` first ones: [N, C] -> [N, C - old]."""
+    return scores[:, old:] - scores[:, :old].amax(dim=1, keepdim=True)
+
+
+def fit_offset(lead: Tensor, bound: float) -> tuple[float, float]:
+    """The lowest offset that few enough old images exceed, and the share of others like them that it promises.
+
+    lead: the highest margin of each of N old images, [N]; none of them may have been fitted on. With m = bound (N + 1)
+    - 1, rounded down and at least 0, the offset is the (m + 1)-th highest: m images exceed it, and another image that
+    is drawn alike does with a probability of at most (m + 1) / (N + 1), which is `bound` or, of few images, more.
+    Source: split conformal prediction, arXiv 2107.07511. Raises DataError without images or for a bound out of range.
+
+    >>> fit_offset(torch.arange(99.0), 0.05)
+    (94.0, 0.05)
+    >>> fit_offset(torch.arange(9.0), 0.05)
+    (8.0, 0.1)
+    """
+    if not 0 <= bound < 1 or not len(lead):
+        raise DataError("a bound in [0, 1) takes old images", got=f"{bound}, {len(lead)} images")
+    over = max(0, math.floor(bound * (len(lead) + 1) + 1e-9) - 1)
+    return float(lead.sort(descending=True).values[over]), (over + 1) / (len(lead) + 1)
+
+
+def fit_scale(logits: Tensor, margin: Tensor, labels: Tensor, offset: float, temperature: float) -> float:
+    """The scale under which labels are likeliest, as probabilities are read from logits over the temperature.
+
+    logits [N, C] of old classes, margin [N, K] of new ones, labels int64 [N] in [0, C + K): of images that nothing
+    was fitted on. The scale stays so small that none of their margins counts for more than 40 units of log-probability.
+    """
+    best = logits.double().amax(dim=1, keepdim=True)
+    apart = margin.double() - offset
+    highest = math.log(_MOST * temperature / apart.abs().amax().clamp(min=1e-9).item())
+
+    def unlikely(power: float) -> float:
+        new = best + math.exp(power) * apart
+        return functional.cross_entropy(torch.cat([logits.double(), new], dim=1) / temperature, labels).item()
+
+    return float(math.exp(minimize_scalar(unlikely, bounds=(highest - _SCALES, highest), method="bounded").x))
+
+
+class Gallery(nn.Module):
+    """The logits of new classes, from old logits and features. reference [R, D], reference_bias [R]: discriminants of
+    old classes; weight [K, D], bias [K]: of the new ones; scale, offset: scalars."""
+
+    reference: Tensor
+    reference_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, old: int, new: int, width: int) -> None:
+        super().__init__()
+        for name, count in (("reference", old), ("weight", new)):
+            self.register_buffer(name, torch.zeros(count, width))
+        for name, count in (("reference_bias", old), ("bias", new)):
+            self.register_buffer(name, torch.zeros(count))
+        for name in ("scale", "offset"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def margins(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, K]."""
+        unit = functional.normalize(features, dim=1)
+        old = functional.linear(unit, self.reference, self.reference_bias).amax(dim=1, keepdim=True)
+        return functional.linear(unit, self.weight, self.bias) - old
+
+    def forward(self, logits: Tensor, margin: Tensor) -> Tensor:
+        """Old logits [B, C] and `margins` [B, K] -> [B, C + K]."""
+        new = logits.amax(dim=1, keepdim=True) + self.scale * (margin - self.offset)
+        return torch.cat([logits, new], dim=1)

@@ -1,0 +1,93 @@
+"""A network with a gallery: what it was, and new classes behind the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vmmr.incremental.gallery import Gallery
+from vmmr.levels import Levels
+from vmmr.models.backbone import Backbone
+from vmmr.models.heads.hierarchy import join_levels, log_marginal, split_levels
+
+__all__ = ["Answering", "GalleryNetwork"]
+
+
+class Answering(Protocol):
+    """What a gallery can stand on: any network of a bundle."""
+
+    def __call__(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] in [-1, 1] -> named outputs, with `pooled` [B, width] where asked for."""
+
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Those -> logits [B, outputs]."""
+
+
+class GalleryNetwork(nn.Module):
+    """A network, unchanged, and the classes of a gallery. Its answer has the outputs of `after`, or C + K logits.
+
+    before, after: the levels without and with the new classes, where the network answers levels. A new class counts
+    for its parents: with p the probabilities of old and new classes of the finest level, those of a coarser one are
+
+        p_coarse(n) = p(any old class) * old p_coarse(n) + sum of p(k) over new classes k below n
+
+    so a new model of a known make speaks for that make. What stands beside the tree stays as it is.
+    """
+
+    def __init__(
+        self, network: nn.Module, gallery: Gallery, before: Levels | None = None, after: Levels | None = None
+    ) -> None:
+        super().__init__()
+        self.network: Answering = network  # type: ignore[assignment]
+        self.gallery = gallery
+        self.before, self.after = before, after
+        if before is None or after is None:
+            return
+        old = len(before.taxonomy)
+        for level in before.tree:
+            place = {name: label for label, name in enumerate(_nodes(after, level))}
+            kept = [place[name] for name in _nodes(before, level)]
+            above = after.parents(after.finest, level)[old:].tolist()
+            self.register_buffer(f"parents_{level}", torch.tensor([*kept, *above]), persistent=False)
+
+    @property
+    def backbone(self) -> Backbone:
+        """That of the network."""
+        inner = self.network
+        return inner if isinstance(inner, Backbone) else inner.backbone  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        """The network's outputs, always with `pooled`, from which the new classes are answered."""
+        return self.network(x, pooled=True)
+
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """The logits of old and new classes; of all levels side by side where there are levels."""
+        return self.widened(self.network.answer_of(outputs), self.gallery.margins(outputs["pooled"]))
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The same of images."""
+        return self.answer_of(self(x))
+
+    def widened(self, logits: Tensor, margin: Tensor) -> Tensor:
+        """What the network without the gallery answers, [B, outputs], and margins [B, K] -> what this one answers."""
+        before, after = self.before, self.after
+        if before is None or after is None:
+            found: Tensor = self.gallery(logits, margin)
+            return found
+        levels = split_levels(logits, before.widths)
+        old = before.widths[before.finest]
+        both = self.gallery(levels[before.finest], margin).log_softmax(dim=1)
+        rest = both[:, :old].logsumexp(dim=1, keepdim=True)
+        for level in before.tree:
+            scores = torch.cat([levels[level].log_softmax(dim=1) + rest, both[:, old:]], dim=1)
+            levels[level] = log_marginal(scores, getattr(self, f"parents_{level}"), after.widths[level])
+        return join_levels(levels)
+
+
+def _nodes(levels: Levels, level: str) -> list[object]:
+    """What a level's labels stand for, so that two taxonomies can be compared: names of models may be alike."""
+    taxonomy = levels.taxonomy
+    return list({"make": taxonomy.makes, "model": taxonomy.models, "class": taxonomy.classes}[level])

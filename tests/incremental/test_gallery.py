@@ -1,0 +1,210 @@
+"""Discriminants, offset and scale against naive re-computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vmmr.errors import DataError
+from vmmr.incremental.gallery import (
+    Gallery,
+    crossfit,
+    discriminants,
+    fit_offset,
+    fit_scale,
+    fold_of,
+    margins,
+    moments,
+    oas_shrinkage,
+)
+from vmmr.incremental.network import GalleryNetwork
+from vmmr.levels import Levels
+from vmmr.models.heads.hierarchy import split_levels
+from vmmr.taxonomy import Taxonomy
+
+CLASSES, WIDTH = 4, 6
+
+
+@pytest.fixture(scope="module")
+def cloud() -> tuple[Tensor, Tensor]:
+    """Features [40, 6] of four classes, of any length, and their labels."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % CLASSES
+    means = torch.rand(CLASSES, WIDTH, generator=random)
+    features = means[labels] + 0.2 * torch.randn(40, WIDTH, generator=random)
+    return features * (1 + torch.arange(40))[:, None], labels
+
+
+def naive(features: Tensor, labels: Tensor, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Image by image, with an inverse."""
+    unit = [row / math.sqrt(sum(row * row)) for row in features.double().numpy()]
+    means = [np.mean([u for u, y in zip(unit, labels.tolist(), strict=True) if y == c], axis=0) for c in range(CLASSES)]
+    within = sum(np.outer(u - means[y], u - means[y]) for u, y in zip(unit, labels.tolist(), strict=True)) / len(unit)
+    level = np.trace(within) / WIDTH
+    inverse = np.linalg.inv((1 - shrinkage) * within + (shrinkage + 1e-6) * level * np.eye(WIDTH))
+    weight = np.stack([inverse @ mean for mean in means])
+    return weight, np.array([-mean @ inverse @ mean / 2 for mean in means])
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.7])
+def test_discriminants_are_those_of_one_covariance(cloud: tuple[Tensor, Tensor], shrinkage: float) -> None:
+    weight, bias = discriminants(moments(*cloud, CLASSES), shrinkage)
+    wanted = naive(*cloud, shrinkage)
+    np.testing.assert_allclose(weight.numpy(), wanted[0], rtol=1e-8)
+    np.testing.assert_allclose(bias.numpy(), wanted[1], rtol=1e-8)
+
+
+def test_shrunk_to_the_end_the_nearest_mean_wins(cloud: tuple[Tensor, Tensor]) -> None:
+    features, labels = cloud
+    weight, bias = discriminants(moments(features, labels, CLASSES), 1.0)
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    means = torch.stack([unit[labels == c].mean(dim=0) for c in range(CLASSES)])
+    nearest = torch.cdist(unit, means).argmin(dim=1)
+    assert torch.equal((unit @ weight.T + bias).argmax(dim=1), nearest)
+
+
+def test_oas_is_the_published_formula() -> None:
+    covariance = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
+    trace, square = 3.0, 4 + 1 + 2 * 0.09  # tr(S), tr(S^2)
+    # rho = ((1 - 2/p) tr(S^2) + tr^2(S)) / ((n + 1 - 2/p) (tr(S^2) - tr^2(S) / p)), p = 2, n = 50
+    assert oas_shrinkage(covariance, 50) == pytest.approx(trace**2 / (50 * (square - trace**2 / 2)))
+    assert oas_shrinkage(torch.eye(3, dtype=torch.float64), 50) == 1
+
+
+def test_a_class_without_images_never_wins(cloud: tuple[Tensor, Tensor]) -> None:
+    weight, bias = discriminants(moments(*cloud, CLASSES + 1))
+    assert bias[-1] == -torch.inf
+    assert bias[:-1].isfinite().all()
+    assert weight.isfinite().all()
+
+
+def test_images_that_are_all_alike_are_refused() -> None:
+    with pytest.raises(DataError, match="alike"):
+        discriminants(moments(torch.eye(3), torch.arange(3), 3))
+
+
+def test_crossfit_is_fitting_without_the_fold(cloud: tuple[Tensor, Tensor]) -> None:
+    features, labels = cloud
+    fold = fold_of(labels, np.arange(40), 5)
+    scores = crossfit(features, labels, CLASSES, fold)
+    for name in range(5):
+        out = fold == name
+        weight, bias = discriminants(moments(features[~out], labels[~out], CLASSES))
+        unit = torch.nn.functional.normalize(features[out].double(), dim=1)
+        torch.testing.assert_close(scores[out], unit @ weight.T + bias)
+
+
+def test_folds_hold_groups_together_and_deal_each_class_evenly() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    assert fold_of(labels, np.arange(8), 2).tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert fold_of(labels, np.array([7, 7, 8, 8, 1, 2, 3, 1]), 2).tolist() == [0, 0, 1, 1, 0, 1, 0, 0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=60), st.floats(0, 0.5))
+def test_an_offset_keeps_its_promise(values: list[int], bound: float) -> None:
+    lead = torch.tensor(values, dtype=torch.float64)
+    offset, promised = fit_offset(lead, bound)
+    over = int((lead > offset).sum())
+    assert over + 1 <= promised * (len(values) + 1) + 1e-9
+    assert promised <= max(bound, 1 / (len(values) + 1)) + 1e-9
+    lower = lead[lead < offset]
+    if len(lower):  # the next lower value would let too many through
+        assert (int((lead > lower.max()).sum()) + 1) / (len(values) + 1) > max(bound, 1 / (len(values) + 1)) - 1e-9
+
+
+def test_the_promise_holds_for_others_that_are_drawn_alike() -> None:
+    random = torch.Generator().manual_seed(0)
+    rates = []
+    for _ in range(300):
+        offset, promised = fit_offset(torch.randn(99, generator=random), 0.05)
+        rates.append(float((torch.randn(200, generator=random) > offset).double().mean()))
+    assert promised == pytest.approx(0.05)
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.005)  # the mean over draws is the promise
+
+
+@pytest.mark.parametrize("bound", [-0.1, 1.0])
+def test_no_bound_without_sense(bound: float) -> None:
+    with pytest.raises(DataError, match="bound"):
+        fit_offset(torch.zeros(3), bound)
+
+
+def test_the_scale_is_the_likeliest() -> None:
+    random = torch.Generator().manual_seed(1)
+    logits = torch.randn(200, 3, generator=random)
+    new = torch.arange(200) < 100
+    margin = torch.where(new, 1.0, -1.0)[:, None] + torch.randn(200, 1, generator=random)
+    labels = torch.where(new, 3, logits.argmax(dim=1))
+
+    def unlikely(scale: float) -> float:
+        wide = torch.cat([logits, logits.amax(dim=1, keepdim=True) + scale * (margin - 0.2)], dim=1)
+        return float(torch.nn.functional.cross_entropy(wide.double() / 1.5, labels))
+
+    found = fit_scale(logits, margin, labels, 0.2, 1.5)
+    assert unlikely(found) == pytest.approx(min(unlikely(s) for s in np.geomspace(0.01, 50, 4000)), abs=1e-5)
+    sure = fit_scale(logits[:100], margin[:100].abs(), labels[:100], 0.0, 1.5)  # nothing is ever wrong
+    assert sure * margin[:100].abs().max().item() <= 40 * 1.5 * 1.01
+
+
+def gallery_of(cloud: tuple[Tensor, Tensor], old: int) -> Gallery:
+    features, labels = cloud
+    weight, bias = discriminants(moments(features, labels, CLASSES))
+    gallery = Gallery(old, CLASSES - old, WIDTH)
+    parts = {"reference": weight[:old], "reference_bias": bias[:old], "weight": weight[old:], "bias": bias[old:]}
+    scalars = {"scale": torch.tensor(0.3), "offset": torch.tensor(0.4)}
+    gallery.load_state_dict({name: value.float() for name, value in {**parts, **scalars}.items()})
+    return gallery
+
+
+def test_a_new_class_is_answered_beyond_the_offset_and_only_there(cloud: tuple[Tensor, Tensor]) -> None:
+    features, labels = cloud
+    gallery = gallery_of(cloud, 2)
+    weight, bias = discriminants(moments(features, labels, CLASSES))
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    wanted = margins(unit @ weight.T + bias, 2)
+    found = gallery.margins(features)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
+    logits = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    wide = gallery(logits, found)
+    assert torch.equal(wide[:, :2], logits)
+    answers = wide.argmax(dim=1)
+    for row in range(40):
+        led = [k for k in range(2) if found[row, k] > gallery.offset]
+        best = max(led, key=lambda k: float(found[row, k])) + 2 if led else int(logits[row].argmax())
+        assert int(answers[row]) == best
+
+
+class Fixed(torch.nn.Module):
+    """A network that answers what it is given."""
+
+    def forward(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        return {"logits_0": x[:, :-WIDTH], "pooled": x[:, -WIDTH:]}
+
+    def answer_of(self, outputs: dict[str, Tensor]) -> Tensor:
+        return outputs["logits_0"]
+
+
+def test_coarser_levels_count_new_classes_for_their_parents(cloud: tuple[Tensor, Tensor]) -> None:
+    old = Taxonomy.from_rows(["VW", "BMW"], ["Golf", "M3"])  # makes BMW, VW
+    both = old.merge(Taxonomy.from_rows(["VW", "Audi"], ["Polo", "A4"]))  # makes Audi, BMW, VW; classes + A4, Polo
+    bodies = {"body": ("SUV", "Sedan", "Van")}
+    before, after = (Levels(t, ("make", "class", "body"), bodies) for t in (old, both))
+    network = GalleryNetwork(Fixed(), gallery_of(cloud, 2), before, after)
+    logits = torch.randn(40, 2 + 2 + 3, generator=torch.Generator().manual_seed(0))
+    wide = network.answer(torch.cat([logits, cloud[0]], dim=1))
+    found, was = split_levels(wide, after.widths), split_levels(logits, before.widths)
+    assert torch.equal(found["body"], was["body"])
+    classes = network.gallery(was["class"], network.gallery.margins(cloud[0])).softmax(dim=1)
+    torch.testing.assert_close(found["class"].softmax(dim=1), classes)
+    bmw, vw = was["make"].softmax(dim=1).T
+    kept = classes[:, :2].sum(dim=1)
+    audi, bmw_now, vw_now = found["make"].softmax(dim=1).T
+    torch.testing.assert_close(audi, classes[:, 2])  # a make that is new
+    torch.testing.assert_close(bmw_now, kept * bmw)
+    torch.testing.assert_close(vw_now, kept * vw + classes[:, 3])  # a new model of a known make

@@ -1,0 +1,29 @@
+"""A bank that new classes join."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vmmr.unknown.knn import KNNFitted, grown_knn, knn
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.5, 1.0])
+def test_what_was_near_stays_as_near_and_new_classes_come_nearer(pull: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    bank = functional.normalize(torch.randn(30, 8, generator=random), dim=1)
+    fitted = KNNFitted(bank, torch.arange(30) % 3)
+    new = 3 * torch.randn(7, 8, generator=random)
+    labels = torch.tensor([3, 3, 3, 4, 4, 4, 4])
+    grown = grown_knn(fitted, new, labels, pull)
+    assert torch.equal(grown.bank[:30], bank)
+    assert torch.bincount(grown.label)[3:].tolist() == [12, 12]  # 3 rows four times, 4 rows three times
+    for label in (3, 4):
+        unit = functional.normalize(new[labels == label], dim=1)
+        mean = functional.normalize(unit.mean(dim=0), dim=0)
+        for row, found in zip(unit, grown.bank[grown.label == label], strict=False):
+            torch.testing.assert_close(found, functional.normalize((1 - pull) * row + pull * mean, dim=0))
+    shown = torch.randn(20, 8, generator=random)
+    assert (knn(shown, shown, grown) <= knn(shown, shown, fitted) + 1e-6).all()
+    assert (knn(new, new, grown) < knn(new, new, fitted)).all()
