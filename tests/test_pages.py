@@ -63,6 +63,8 @@ NOT_RUN = {
         "the drawn cars have no split val; docs/unknown.md has a table with one, and there it runs"
     ),
     "vmmr triage runs/student/bundle pictures --out found": "the same; docs/triage.md has another bundle",
+    "vmmr extend runs/student/bundle new_cars --out runs/next --data cars": "the same; on docs/extend.md it runs",
+    "vmmr rollback runs/next --out runs/before": "the same",
     "vmmr serve runs/student/bundle": "runs until it is stopped; tests/serving starts servers",
     "vmmr serve runs/student/bundle --host 0.0.0.0 --token-file token": "the same",
     "vmmr predict runs/student/bundle pictures/ --out answers --engine ray --workers 16 --address auto": (
