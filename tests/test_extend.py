@@ -23,7 +23,8 @@ from vmmr.errors import BundleError, ConfigError, DataError, ManifestError, Trai
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.export.bundle import Bundle, read_bundle, write_bundle
 from vmmr.export.extension import roll_back
-from vmmr.extend import extend_gallery, old_images
+from vmmr.extend.gallery import extend_gallery
+from vmmr.extend.images import old_images
 from vmmr.recipes import recipe
 from vmmr.training.run import train
 from vmmr.unknown.knn import KNNFitted
@@ -220,7 +221,9 @@ def test_levels_and_heads_learn_new_cars_too(kind: str, old_cars: Path, new_cars
     assert sum(answer.model in ("Q9", "ID") for answer in answers) >= 6
     old = bundle.added["old"]
     assert old["changed"] == 0  # 1 of 19 is the least that can be promised of 18 images, and none may exceed it
-    assert evaluate(bundle, Manifest.load(old_cars).split("val"))["conditions"]["clean"]["top1"] == pytest.approx(old["after"])
+    assert evaluate(bundle, Manifest.load(old_cars).split("val"))["conditions"]["clean"]["top1"] == pytest.approx(
+        old["after"]
+    )
     if "levels" in kind:
         assert after.levels is not None
         assert after.levels.nodes("make") == ("Audi", "BMW", "VW")  # VW is new

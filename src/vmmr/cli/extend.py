@@ -36,7 +36,8 @@ def run_extend(args: Namespace) -> int:
     from vmmr.data.manifest import Manifest
     from vmmr.export.bundle import BUNDLE, write_bundle
     from vmmr.export.folder import require_replaceable
-    from vmmr.extend import card_section, extend_gallery  # slow to import
+    from vmmr.extend.gallery import extend_gallery  # slow to import
+    from vmmr.extend.report import card_section
 
     out = Path(args.out)
     require_replaceable(out, BUNDLE)  # now, not after the work

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -46,8 +45,8 @@ from vmmr.export.folder import (
     to_json,
     write_folder,
 )
-from vmmr.incremental.gallery import Gallery
-from vmmr.incremental.network import GalleryNetwork
+from vmmr.export.layers import layered_network, require_on_top, taken_out
+from vmmr.incremental.network import GalleryNetwork, TaskNetwork
 from vmmr.levels import HierarchySpec, Levels
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork
 from vmmr.models.decoding import joint_scores
@@ -60,7 +59,6 @@ import timm  # isort: skip
 
 __all__ = [
     "BUNDLE",
-    "MODES",
     "OPTIONS",
     "UNKNOWN",
     "Bundle",
@@ -76,7 +74,7 @@ __all__ = [
 ]
 
 _Built = Backbone | HierarchicNetwork | ProgressiveNetwork
-Network = _Built | GalleryNetwork
+Network = _Built | GalleryNetwork | TaskNetwork
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "act_layer": str,
@@ -96,9 +94,6 @@ UNKNOWN = "unknown.safetensors"
 _LAYER = ("weights.safetensors", "config.json", "taxonomy.json", "card.md")
 BUNDLE = Format("vmmr-bundle", "bundle", 1, (_NAMES, (*_NAMES, UNKNOWN)), (_LAYER, (*_LAYER, UNKNOWN)))
 """The folder's format."""
-
-MODES = ("gallery",)
-"""How a bundle can be extended."""
 
 _LEAST_SIDE = 3  # of an input whose detail is measured
 
@@ -222,7 +217,7 @@ class Bundle(Facts):
     def network(self) -> Network:
         """The network with these weights, in evaluation mode, for images in [-1, 1]."""
         try:
-            network = build_network(self.spec, self.taxonomy) if self.parent is None else self._extended(self.parent)
+            network: Network = build_network(self.spec, self.taxonomy) if self.parent is None else layered_network(self)
         except ConfigError as error:
             raise BundleError(f"the config.json of {self.name} describes no network", got=error) from error
         target: nn.Module = network
@@ -231,7 +226,8 @@ class Bundle(Facts):
         elif isinstance(network, GalleryNetwork):
             target = network.gallery
         try:
-            target.load_state_dict(self.tensors)
+            if not isinstance(network, TaskNetwork):  # which is made of its tensors
+                target.load_state_dict(self.tensors)
         except RuntimeError as error:
             raise BundleError(
                 f"the weights of {self.name} do not fit its config.json", got=str(error).split("\n")[1:2]
@@ -244,15 +240,6 @@ class Bundle(Facts):
                 do=f"need {backbone.width}; fit it anew: vmmr calibrate",
             )
         return network.eval()
-
-    def _extended(self, parent: Bundle) -> Network:
-        """The parent's network with room for what was added."""
-        network = parent.network()
-        width = (network if isinstance(network, Backbone) else network.backbone).width
-        gallery = Gallery(
-            self.tensors.get("reference_bias", torch.zeros(0)).numel(), len(self.taxonomy) - len(parent.taxonomy), width
-        )
-        return GalleryNetwork(network, gallery, parent.levels, self.levels)
 
 
 def build_network(spec: ModelSpec, taxonomy: Taxonomy | None = None, **options: Any) -> _Built:
@@ -326,7 +313,7 @@ def parsed_bundle(payload: Mapping[str, bytes], digest: str, name: str) -> Bundl
     added: dict[str, Any] = {}
     if parent is not None:
         payload["preprocess.json"] = below["preprocess.json"]
-        added = _added(config, parent, name)
+        added = taken_out(config, parent, name)
     spec, taxonomy, preprocess, card, detector = read_facts(payload, config, name)
     try:
         tensors = load(payload["weights.safetensors"])
@@ -335,31 +322,9 @@ def parsed_bundle(payload: Mapping[str, bytes], digest: str, name: str) -> Bundl
     bundle = Bundle(spec, taxonomy, preprocess, tensors, card, name, digest, detector)
     if parent is None:
         return bundle
-    _require_on_top(bundle, parent)
-    return replace(bundle, parent=parent, files=below, added=added)
-
-
-def _added(config: dict[str, Any], parent: Bundle, name: str) -> dict[str, Any]:
-    """What the settings of an extended bundle say of the extension, taken out of them."""
-    before, added = config.pop("parent", None), config.pop("added", None)
-    if before != parent.digest:
-        raise BundleError(f"{name} extends another bundle than the one it holds", got=str(before)[:80])
-    if not isinstance(added, dict) or added.get("mode") not in MODES:
-        raise BundleError(f"{name} is extended in a way that is not known", got=str(added)[:80])
-    return added
-
-
-def _require_on_top(bundle: Bundle, parent: Bundle) -> None:
-    """BundleError unless the bundle answers what its parent does, and classes behind those."""
-    old, spec = len(parent.taxonomy), bundle.spec
-    if bundle.taxonomy.classes[:old] != parent.taxonomy.classes or len(bundle.taxonomy) == old:
-        raise BundleError(f"{bundle.name} does not add classes behind those it had", got=f"{old} of its parent")
-    told, hierarchy = parent.spec.hierarchy, spec.hierarchy
-    if told is not None and hierarchy is not None:
-        hierarchy = replace(hierarchy, beta=told.beta, thresholds=told.thresholds)
-    same = replace(spec, classes=old, temperature=parent.spec.temperature, hierarchy=hierarchy)
-    if same != parent.spec:
-        raise BundleError(f"{bundle.name} describes another network than the one it extends")
+    bundle = replace(bundle, parent=parent, files=below, added=added)
+    require_on_top(bundle, parent)
+    return bundle
 
 
 def read_facts(

@@ -1,19 +1,21 @@
-"""A network with a gallery: what it was, and new classes behind the old ones."""
+"""Networks that learned new classes, as a bundle answers with them: old classes first, new ones behind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from vmmr.incremental.banks import BankedNetwork
 from vmmr.incremental.gallery import Gallery
 from vmmr.levels import Levels
 from vmmr.models.backbone import Backbone
 from vmmr.models.heads.hierarchy import join_levels, log_marginal, split_levels
 
-__all__ = ["Answering", "GalleryNetwork"]
+__all__ = ["Answering", "GalleryNetwork", "TaskNetwork", "routed_logits"]
 
 
 class Answering(Protocol):
@@ -91,3 +93,63 @@ def _nodes(levels: Levels, level: str) -> list[object]:
     """What a level's labels stand for, so that two taxonomies can be compared: names of models may be alike."""
     taxonomy = levels.taxonomy
     return list({"make": taxonomy.makes, "model": taxonomy.models, "class": taxonomy.classes}[level])
+
+
+def routed_logits(
+    logits: Tensor, classes: Sequence[int], widths: Sequence[int], scale: Tensor, offset: Tensor
+) -> Tensor:
+    """Heads side by side [B, sum of widths] -> logits of all classes [B, C], whose largest is the answer of the head
+    that is least "unknown", as `vmmr.incremental.routing.route` gives it.
+
+    Within a head the class logits z, so that the best one counts the log-odds of "known": z - max z - (scale_t u_t +
+    offset_t), u_t = z_unknown - lse(z), scale and offset [T] as of `routing.Calibration`. A first head without an
+    unknown output knows what the others refuse.
+    """
+    blocks = torch.split(logits, [*widths], dim=1)
+    odds: list[Tensor] = []
+    for task, (block, count) in enumerate(zip(blocks, classes, strict=True)):
+        if block.shape[1] > count:
+            odds.append((block[:, count] - block[:, :count].logsumexp(dim=1)) * scale[task] + offset[task])
+    if widths[0] == classes[0]:
+        # 1 - u_0 is the product of the others' u
+        refused = sum((functional.logsigmoid(other) for other in odds[1:]), functional.logsigmoid(odds[0]))
+        refused = refused.clamp(max=-1e-6)
+        odds.insert(0, (1 - refused.exp()).clamp(min=1e-12).log() - refused)
+    found = []
+    for block, count, unknown in zip(blocks, classes, odds, strict=True):
+        own = block[:, :count]
+        found.append(own - own.amax(dim=1, keepdim=True) - unknown[:, None])
+    return torch.cat(found, dim=1)
+
+
+class TaskNetwork(nn.Module):
+    """Banks and heads of all tasks in one pass over the shared convolutions, routed. scale, offset: float [T], see
+    `routed_logits`. Pooled features are those of the first bank, as the network before gave them."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, banked: BankedNetwork, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.banked = banked
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The shared one, without a classifier."""
+        return self.banked.backbone
+
+    def forward(self, x: Tensor, *, pooled: bool = False) -> dict[str, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> heads [B, sum of widths] side by side and pooled [B, D]."""
+        found = self.banked(x)
+        return {"heads": found["logits"], "pooled": found["features"][:, 0]}
+
+    def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """The logits of all classes, [B, C]."""
+        banked = self.banked
+        return routed_logits(outputs["heads"], banked.classes, banked.widths, self.scale, self.offset)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The same of images."""
+        return self.answer_of(self(x))

@@ -1,0 +1,84 @@
+"""What a layer of an extended bundle may say, and the network that it makes of the one below."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vmmr.errors import BundleError
+from vmmr.incremental.banks import BankedNetwork
+from vmmr.incremental.gallery import Gallery
+from vmmr.incremental.network import GalleryNetwork, TaskNetwork
+from vmmr.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from vmmr.export.bundle import Bundle
+
+__all__ = ["MODES", "layered_network", "require_on_top", "taken_out"]
+
+MODES = ("gallery", "task")
+"""How a bundle can be extended."""
+
+
+def taken_out(config: dict[str, Any], parent: Bundle, name: str) -> dict[str, Any]:
+    """What the settings of an extended bundle say of the extension, taken out of them. BundleError, which calls the
+    folder `name`, where they speak of another parent or an unknown mode."""
+    before, added = config.pop("parent", None), config.pop("added", None)
+    if before != parent.digest:
+        raise BundleError(f"{name} extends another bundle than the one it holds", got=str(before)[:80])
+    if not isinstance(added, dict) or added.get("mode") not in MODES:
+        raise BundleError(f"{name} is extended in a way that is not known", got=str(added)[:80])
+    return added
+
+
+def require_on_top(bundle: Bundle, parent: Bundle) -> None:
+    """BundleError unless the bundle answers what its parent does, and classes behind those."""
+    old, spec = len(parent.taxonomy), bundle.spec
+    if bundle.taxonomy.classes[:old] != parent.taxonomy.classes or len(bundle.taxonomy) == old:
+        raise BundleError(f"{bundle.name} does not add classes behind those it had", got=f"{old} of its parent")
+    told, hierarchy = parent.spec.hierarchy, spec.hierarchy
+    if told is not None and hierarchy is not None:
+        hierarchy = replace(hierarchy, beta=told.beta, thresholds=told.thresholds)
+    same = replace(spec, classes=old, temperature=parent.spec.temperature, hierarchy=hierarchy)
+    if same != parent.spec:
+        raise BundleError(f"{bundle.name} describes another network than the one it extends")
+    task = bundle.added["mode"] == "task"
+    if task and (spec.kind != "plain" or told is not None or parent.added.get("mode", "task") != "task"):
+        raise BundleError(f"{bundle.name} has a task on a network that takes none", got=parent.added.get("mode"))
+
+
+def layered_network(bundle: Bundle) -> GalleryNetwork | TaskNetwork:
+    """The network of the bundle below with room for what was added; a task's is complete."""
+    parent = bundle.parent
+    assert parent is not None
+    network = parent.network()
+    new = len(bundle.taxonomy) - len(parent.taxonomy)
+    if bundle.added["mode"] == "task":
+        return _task_network(bundle, network, new)
+    width = (network if isinstance(network, Backbone) else network.backbone).width
+    rows = bundle.tensors.get("reference_bias", torch.zeros(0)).numel()
+    return GalleryNetwork(network, Gallery(rows, new, width), parent.levels, bundle.levels)
+
+
+def _task_network(bundle: Bundle, network: object, new: int) -> TaskNetwork:
+    """Banks of earlier tasks are those of the bundles below: the layer holds none of them."""
+    base = bundle
+    while base.parent is not None:
+        base = base.parent
+    trunk = base.network()
+    assert isinstance(trunk, Backbone)
+    own = dict(bundle.tensors)
+    routing = [own.pop(f"routing.{name}", torch.zeros(0)) for name in ("scale", "offset")]
+    head = own.get("heads.0.bias", torch.zeros(0))
+    unknown = head.numel() == len(base.taxonomy) + 1
+    below = network.banked if isinstance(network, TaskNetwork) else BankedNetwork(trunk, base_unknown=unknown)
+    banks = {name: value for name, value in below.tensors().items() if name.startswith("banks.")}
+    if set(banks) & set(own):
+        raise BundleError(f"{bundle.name} holds banks of earlier tasks", got=sorted(set(banks) & set(own))[:3])
+    classes = (*below.classes, new)
+    banked = BankedNetwork.from_tensors(trunk, {**banks, **own}, classes, base_unknown=unknown)
+    if any(part.shape != (len(classes),) or not part.isfinite().all() for part in routing):
+        raise BundleError(f"{bundle.name} routes other tasks than it has", got=[list(part.shape) for part in routing])
+    return TaskNetwork(banked, *routing)

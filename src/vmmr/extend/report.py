@@ -1,0 +1,166 @@
+"""What an extension did: to old and new classes, to what is unknown, and how the card says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmmr.errors import ConfigError, TrainingError
+from vmmr.export.bundle import Bundle
+from vmmr.extend.images import Seen
+from vmmr.unknown import SCORES, Fitted, accept_threshold
+from vmmr.unknown.detector import Detector, strangeness
+from vmmr.unknown.knn import KNNFitted, grown_knn
+
+__all__ = [
+    "Extended",
+    "Known",
+    "Split",
+    "card_section",
+    "grown_detector",
+    "keep_promise",
+    "require_extendable_detector",
+    "require_kept",
+    "told_new",
+    "told_old",
+]
+
+_PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_ACCEPT = 0.95  # of held-out images of new classes, as known
+
+
+class Extended(NamedTuple):
+    """The bundle, ready for `write_bundle`, and the pictures that could not be read: (path, reason)."""
+
+    bundle: Bundle
+    skipped: tuple[tuple[str, str], ...]
+
+
+class Known(NamedTuple):
+    """A detector, and the share of held-out images of new classes that it knows."""
+
+    detector: Detector | None
+    share: float | None
+
+
+class Split(NamedTuple):
+    """Images of new classes that a detector is given, others that judge it, and the scores [N, C + K] of those."""
+
+    learned: Seen
+    out: Seen
+    scores: Tensor
+
+
+def grown_detector(detector: Detector | None, shown: Seen, splits: Sequence[Split]) -> Known:
+    """The detector that knows images of new classes too, shown: by neighbours the new bank, else a gate further open.
+    splits: what says how far, so that 95 % of images that it was not given are known."""
+    if detector is None:
+        return Known(None, None)
+    gate = detector.gate
+    if not isinstance(detector.fitted, KNNFitted):
+        found = torch.cat([strangeness(detector.score, s.out.features, s.scores, detector.fitted) for s in splits])
+        known = max(gate.known, accept_threshold(found, _ACCEPT))
+        gate = replace(gate, known=known, vehicle=max(known, gate.vehicle))
+        return Known(replace(detector, gate=gate), float((found <= known).double().mean()))
+    share, chosen = 0.0, _PULLS[-1]
+    for pull in _PULLS:
+        banks = [grown_knn(detector.fitted, split.learned.features, split.learned.labels, pull) for split in splits]
+        parts = zip(splits, banks, strict=True)
+        found = torch.cat(
+            [strangeness(detector.score, split.out.features, split.scores, bank) for split, bank in parts]
+        )
+        share = float((found <= gate.known).double().mean())
+        if share >= _ACCEPT:
+            chosen = pull
+            break
+    return Known(replace(detector, fitted=grown_knn(detector.fitted, shown.features, shown.labels, chosen)), share)
+
+
+def require_extendable_detector(bundle: Bundle) -> None:
+    """ConfigError where the constants of the bundle's detector cannot be extended."""
+    detector = bundle.detector
+    if detector is not None and detector.score != "knn" and SCORES[detector.score].kind is not Fitted:
+        raise ConfigError(
+            f"the constants of {detector.score} cannot be extended",
+            do="calibrate the bundle with another score first: vmmr calibrate --unknown knn",
+        )
+
+
+def keep_promise(value: Tensor, step: float, changed: Callable[[], int], most: float) -> None:
+    """Raise a value in place, by growing steps, until at most so many old answers change."""
+    while changed() > most + 1e-6:
+        value.add_(step)
+        step *= 1.2
+
+
+def told_new(shown: Seen, scores: Tensor, first: int) -> dict[str, Any]:
+    """Top-1 of held-out images of new classes, among all classes and among the new ones."""
+    among = scores[:, first:].argmax(dim=1) + first
+    return {
+        "images": len(shown.labels),
+        "top1": float((scores.argmax(dim=1) == shown.labels).double().mean()),
+        "top1_among_new": float((among == shown.labels).double().mean()),
+    }
+
+
+def told_old(bundle: Bundle, held: Seen, scores: Tensor) -> dict[str, Any]:
+    """Validation images of old classes: top-1 before and after, and how many answers changed."""
+    was, now = bundle.class_scores(held.logits).argmax(dim=1), scores.argmax(dim=1)
+    return {
+        "images": len(now),
+        "before": float((was == held.labels).double().mean()),
+        "after": float((now == held.labels).double().mean()),
+        "changed": int((was != now).sum()),
+    }
+
+
+def require_kept(added: Mapping[str, Any], max_drop: float, force: bool) -> None:
+    """TrainingError where old accuracy fell by more than so many points, unless forced."""
+    old = added["old"]
+    if old is None or force:
+        return
+    drop = 100 * (old["before"] - old["after"])
+    if drop > max_drop + 1e-9:
+        raise TrainingError(
+            "the old classes lose too much",
+            got=f"{drop:.2f} points of accuracy on {old['images']} validation images",
+            do=f"lower the bound, look at the new images, or allow it: at most {max_drop:g}, or force",
+        )
+
+
+def card_section(added: Mapping[str, Any]) -> str:
+    """What the card says about an extension: what, when, of how many images, old and new accuracy, the bound."""
+    new, old, bound = added["new"], added["old"], added["bound"]
+    names = ", ".join(_plain(name) for name in added["classes"])
+    lines = [
+        f"## Extended: {added['mode']}, {len(added['classes'])} classes",
+        "",
+        f"On {added['when']}, from {added['images']} images ({added['skipped']} more could not be read): {names}.",
+        "",
+        f"- new classes, {new['images']} held-out images: top-1 {_percent(new['top1'])} among all, "
+        f"{_percent(new['top1_among_new'])} among the new ones"
+        + ("" if new["known"] is None else f"; {_percent(new['known'])} of them are known vehicles"),
+        f"- bound: at most {_percent(bound['share'])} of old images, if they are like the {bound['of']}, change their "
+        "answer",
+    ]
+    if old is None:
+        lines.append("- old classes: not measured again, there were no validation images")
+    else:
+        lines.append(
+            f"- old classes, {old['images']} validation images: top-1 {_percent(old['before'])} before, "
+            f"{_percent(old['after'])} after; {old['changed']} answers changed"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"([\\`*_|<>&\[\]])", r"\\\1", name)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
