@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ def add_extend(verbs: Any) -> None:
     extend.add_argument("bundle", type=str, help="bundle folder")
     extend.add_argument("new", type=str, help="manifest file or folder with images of the new classes")
     extend.add_argument("--out", required=True, type=str, metavar="DIR", help="folder to write")
-    extend.add_argument("--mode", default="gallery", choices=["gallery"], help="see docs/extend.md")
+    extend.add_argument("--mode", default="gallery", choices=["gallery", "task"], help="see docs/extend.md")
     extend.add_argument("--data", default=None, type=str, help="manifest it was trained on, with a split val")
     extend.add_argument("--bound", default=0.01, type=float, help="share of old images whose answer may change")
     extend.add_argument("--least", default=5, type=int, help="images that a new class needs")
     extend.add_argument("--max-drop", default=0.5, type=float, help="points that old accuracy may lose")
     extend.add_argument("--force", action="store_true", help="write it even so")
+    extend.add_argument("--epochs", default=30, type=int, help="task: of the new bank of BatchNorms")
+    extend.add_argument("--align-epochs", default=50, type=int, help="task: of all heads together")
+    extend.add_argument("--memory", default=2000, type=int, help="task: old images that are learned with")
+    extend.add_argument("--base-unknown", action="store_true", help="task: train an unknown output of the old head too")
+    extend.add_argument("--init", default="base", choices=["base", "previous"], help="task: where the bank starts")
+    extend.add_argument("--head", default="random", choices=["random", "auxiliary"], help="task: where the head starts")
+    extend.add_argument(
+        "--keep-absent", action="store_true", help="task: heads learn from batches without their classes"
+    )
+    extend.add_argument("--reduction", default="sum", choices=["sum", "mean"], help="task: of the losses of heads")
+    extend.add_argument("--seed", default=0, type=int, help="task: of everything drawn")
     verbs.add_subcommand("extend", extend, help="let a bundle learn new classes")
 
     rollback = ArgumentParser(description="The bundle that an extended one was made from, byte for byte.")
@@ -38,25 +50,45 @@ def run_extend(args: Namespace) -> int:
     from vmmr.export.folder import require_replaceable
     from vmmr.extend.gallery import extend_gallery  # slow to import
     from vmmr.extend.report import card_section
+    from vmmr.extend.task import extend_task
 
     out = Path(args.out)
     require_replaceable(out, BUNDLE)  # now, not after the work
-    bundle, skipped = extend_gallery(
-        args.bundle,
-        Manifest.load(args.new),
-        old=None if args.data is None else Manifest.load(args.data),
-        bound=args.bound,
-        least=args.least,
-        max_drop=args.max_drop,
-        force=args.force,
-        progress=True,
-    )
+    given: dict[str, Any] = {
+        "old": None if args.data is None else Manifest.load(args.data),
+        "bound": args.bound,
+        "least": args.least,
+        "max_drop": args.max_drop,
+        "force": args.force,
+        "progress": True,
+    }
+    new = Manifest.load(args.new)
+    if args.mode == "task":
+        bundle, skipped = extend_task(args.bundle, new, settings=_task_settings(args), **given)
+    else:
+        bundle, skipped = extend_gallery(args.bundle, new, **given)
     for path, reason in skipped:
         print(f"vmmr: left out {path}: {reason}", file=sys.stderr)
     write_bundle(out, bundle)
     print(card_section(bundle.added).rstrip())
     print(args.out)
     return 0
+
+
+def _task_settings(args: Namespace) -> Any:
+    from vmmr.extend.task import TaskSettings
+
+    settings = TaskSettings()
+    norm = replace(
+        settings.norm,
+        stage1=replace(settings.norm.stage1, epochs=args.epochs),
+        stage2=replace(settings.norm.stage2, epochs=args.align_epochs),
+        init=args.init,
+        head=args.head,
+        drop_absent=not args.keep_absent,
+        reduction=args.reduction,
+    )
+    return TaskSettings(norm, memory=args.memory, base_unknown=args.base_unknown, seed=args.seed)
 
 
 def run_rollback(args: Namespace) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vmmr.data.manifest import Manifest
 from vmmr.data.pixels import Pixels
-from vmmr.data.preprocess import Preprocess
 from vmmr.data.splits import groups_of, require_no_leakage, training_view
 from vmmr.errors import ConfigError, DataError, ManifestError
 from vmmr.evaluation.classify import views
@@ -21,7 +20,16 @@ from vmmr.taxonomy import Taxonomy
 from vmmr.unknown import BANK
 from vmmr.unknown.knn import KNNFitted
 
-__all__ = ["Fresh", "OldImages", "Seen", "fresh_rows", "old_images", "see"]
+__all__ = [
+    "Fresh",
+    "OldImages",
+    "Seen",
+    "fresh_rows",
+    "labelled_pixels",
+    "old_images",
+    "old_splits",
+    "see",
+]
 
 
 class Seen(NamedTuple):
@@ -120,22 +128,16 @@ def old_images(bundle: Bundle, network: Network, old: Manifest | None, *, progre
 
     Raises ConfigError where there is neither bank nor old data, ManifestError where the old data has no split val.
     """
-    preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
     held = bank = None
     detector = bundle.detector
     if detector is not None and isinstance(detector.fitted, KNNFitted) and detector.score == "knn":
         bank = detector.fitted.bank, detector.fitted.label, "training images in the bundle's bank"
     if old is not None:
-        if not (old.splits == "val").any():
-            raise ManifestError("the old data has no validation images", do="mark some rows with the split val")
-        train, validation = training_view(old), old.split("val")
-        require_no_leakage(train, validation)
-        if (old.splits == "test").any():
-            require_no_leakage(validation, old.split("test"))
-        held = _seen_of(bundle, network, validation, preprocess, progress)
+        train, validation = old_splits(old)
+        held = _seen_of(bundle, network, validation, progress)
         if bank is None:
             some = np.random.default_rng(0).permutation(len(train))[:BANK]
-            seen = _seen_of(bundle, network, train.select(np.sort(some)), preprocess, progress)
+            seen = _seen_of(bundle, network, train.select(np.sort(some)), progress)
             bank = seen.features, seen.labels, "training images"
     if bank is None:
         raise ConfigError(
@@ -146,8 +148,27 @@ def old_images(bundle: Bundle, network: Network, old: Manifest | None, *, progre
     return OldImages(*bank, held)
 
 
-def _seen_of(bundle: Bundle, network: Network, rows: Manifest, preprocess: Preprocess, progress: bool) -> Seen:
+def old_splits(old: Manifest) -> tuple[Manifest, Manifest]:
+    """The splits train and val of old data. ManifestError where there is no val, LeakageError where they share images
+    with each other or with the split test."""
+    if not (old.splits == "val").any():
+        raise ManifestError("the old data has no validation images", do="mark some rows with the split val")
+    train, validation = training_view(old), old.split("val")
+    require_no_leakage(train, validation)
+    if (old.splits == "test").any():
+        for side in (train, validation):
+            require_no_leakage(side, old.split("test"))
+    return train, validation
+
+
+def labelled_pixels(bundle: Bundle, rows: Manifest, *, progress: bool = False) -> tuple[Pixels, NDArray[np.int64]]:
+    """Rows of classes that the bundle knows, decoded, and their labels, int64 [N]."""
     known, by_level = bundle.labelled(rows)
     labels = known.labels if bundle.levels is None else by_level[bundle.levels.finest]
-    pixels = Pixels(known.path_list(), preprocess, boxes=known.boxes, progress=progress)
+    preprocess = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Pixels(known.path_list(), preprocess, boxes=known.boxes, progress=progress), labels
+
+
+def _seen_of(bundle: Bundle, network: Network, rows: Manifest, progress: bool) -> Seen:
+    pixels, labels = labelled_pixels(bundle, rows, progress=progress)
     return see(network, pixels, labels, np.arange(len(pixels)))

@@ -140,7 +140,8 @@ def card_section(added: Mapping[str, Any]) -> str:
     lines = [
         f"## Extended: {added['mode']}, {len(added['classes'])} classes",
         "",
-        f"On {added['when']}, from {added['images']} images ({added['skipped']} more could not be read): {names}.",
+        f"On {added['when']}, from {added['images']} images ({added['skipped']} more could not be read"
+        f"{_beside(added)}): {names}.",
         "",
         f"- new classes, {new['images']} held-out images: top-1 {_percent(new['top1'])} among all, "
         f"{_percent(new['top1_among_new'])} among the new ones"
@@ -156,6 +157,10 @@ def card_section(added: Mapping[str, Any]) -> str:
             f"{_percent(old['after'])} after; {old['changed']} answers changed"
         )
     return "\n".join(lines) + "\n"
+
+
+def _beside(added: Mapping[str, Any]) -> str:
+    return f"; beside {added['exemplars']} old ones" if "exemplars" in added else ""
 
 
 def _plain(name: str) -> str:

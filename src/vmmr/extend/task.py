@@ -1,0 +1,235 @@
+"""The mode `task`: a bank of BatchNorms and a head of their own for the new classes, trained; the rest is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmmr.data.manifest import Manifest
+from vmmr.data.preprocess import Preprocess
+from vmmr.errors import ConfigError, DataError, TrainingError
+from vmmr.evaluation.calibration import fit_temperature
+from vmmr.export.bundle import Bundle, Network
+from vmmr.export.extension import extended, read_extendable
+from vmmr.extend.images import Seen, fresh_rows, labelled_pixels, old_splits, see
+from vmmr.extend.report import (
+    Extended,
+    Split,
+    card_section,
+    grown_detector,
+    keep_promise,
+    require_extendable_detector,
+    require_kept,
+    told_new,
+    told_old,
+)
+from vmmr.incremental.banks import BankedNetwork
+from vmmr.incremental.gallery import fit_offset, fold_of
+from vmmr.incremental.memory import Memory
+from vmmr.incremental.network import TaskNetwork, routed_logits
+from vmmr.incremental.routing import fit_calibration
+from vmmr.incremental.task_norm import Plan, TaskNorm, learn_task
+from vmmr.models.backbone import Backbone
+from vmmr.training.augment import crop_and_flip
+
+__all__ = ["TaskSettings", "extend_task"]
+
+_FOLDS = 5
+_STEP = 0.1  # of log-odds
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """norm: the two stages, see `TaskNorm`; shorter than published by default. memory: images of old classes that are
+    learned with, shared evenly. base_unknown: give the head of the base network an unknown output too, as published,
+    and train it with the others; without one it stays as it is. seed: of everything drawn."""
+
+    norm: TaskNorm = field(
+        default_factory=lambda: TaskNorm(
+            stage1=Plan(30, 0.01, (0.5, 0.8), batch_size=64, weight_decay=1e-4), stage2=Plan(50, 0.01, (0.55, 0.8))
+        )
+    )
+    memory: int = 2000
+    base_unknown: bool = False
+    seed: int = 0
+
+
+def extend_task(
+    source: str | os.PathLike[str],
+    new: Manifest,
+    *,
+    old: Manifest | None,
+    settings: TaskSettings | None = None,
+    bound: float = 0.01,
+    least: int = 5,
+    max_drop: float = 0.5,
+    force: bool = False,
+    progress: bool = False,
+) -> Extended:
+    """The bundle in `source` with the classes of `new` as a task behind its own; see `vmmr.incremental.task_norm`.
+
+    old: the data that it was trained on. Its split train gives the exemplars, its split val says what changes. A fifth
+    of the new images, groups held together, is kept from training and judges. bound: as of `extend_gallery`: the new
+    head is made to say "unknown" more easily until so few old answers change. Other arguments as there.
+
+    Convolutions and all earlier banks stay bit-identical, which is checked. Raises ConfigError without old data and for
+    networks other than plain ones without levels or galleries, DataError where an old class has no training image.
+    """
+    settings = settings or TaskSettings()
+    bundle, files = read_extendable(source)
+    _require_plain(bundle)
+    require_extendable_detector(bundle)
+    if old is None:
+        raise ConfigError(
+            "a task is learned beside a few images of every old class, and there are none",
+            got="no old data",
+            do="pass --data, the manifest it was trained on, with splits train and val; or use the mode gallery",
+        )
+    train, validation = old_splits(old)
+    fresh = fresh_rows(bundle, new, least=least, progress=progress)
+    network = bundle.network()
+    first, classes = len(bundle.taxonomy), len(fresh.taxonomy)
+    if isinstance(network, TaskNetwork):
+        banked = network.banked
+    else:
+        assert isinstance(network, Backbone)
+        banked = BankedNetwork(network, base_unknown=settings.base_unknown)
+    earlier = _fingerprint(banked, len(banked))
+
+    shown = see(network, fresh.pixels, fresh.labels, fresh.rows)
+    out = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS) == 0
+    learned, held_new = (Seen(*(part[rows] for part in shown)) for rows in (~out, out))
+    if len(torch.unique(learned.labels)) < classes - first or not len(held_new.labels):
+        raise DataError("a class has images of one group alone", do="name groups only where pictures must not part")
+    held_pixels, held_labels = labelled_pixels(bundle, validation, progress=progress)
+    held = see(network, held_pixels, held_labels, np.arange(len(held_pixels)))
+    memory = _exemplars(bundle, network, train, settings.memory, progress)
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    view = _View(bundle.preprocess)
+    items = fresh.pixels[fresh.rows[~out.numpy()]]
+    told = _said if progress else None
+    learn_task(banked, items, learned.labels, memory, view, settings=settings.norm, generator=generator, progress=told)
+    if _fingerprint(banked, len(banked) - 1) != earlier:
+        raise TrainingError("learning a task changed what is shared or an earlier bank", do="report this as a bug")
+
+    heads_old = _heads(banked, held_pixels[np.arange(len(held_pixels))], view)
+    heads_new = _heads(banked, fresh.pixels[fresh.rows[out.numpy()]], view)
+    both, labels = torch.cat([heads_old, heads_new]), torch.cat([held.labels, held_new.labels])
+    calibration = fit_calibration(both, labels, banked.classes, banked.widths)
+    scale, offset = calibration.scale.clone(), calibration.offset.clone()
+
+    def scores(heads: Tensor) -> Tensor:
+        return routed_logits(heads, banked.classes, banked.widths, scale, offset)
+
+    was = bundle.class_scores(held.logits).argmax(dim=1)
+    _, promised = fit_offset(torch.zeros(len(was)), bound)
+    # Heads that were aligned anew may change answers among old classes, which no offset undoes: those are not bounded.
+    keep_promise(
+        offset[-1:],
+        _STEP,
+        lambda: int((scores(heads_old).argmax(dim=1) >= first).sum()),
+        promised * (len(was) + 1) - 1,
+    )
+    fitted_old, fitted_new = scores(heads_old), scores(heads_new)
+    temperature = fit_temperature(torch.cat([fitted_old, fitted_new]), labels.numpy())
+    detector = grown_detector(bundle.detector, learned, [Split(learned, held_new, fitted_new)])
+    added = {
+        "mode": "task",
+        "when": time.strftime("%Y-%m-%d", time.gmtime()),
+        "classes": list(fresh.taxonomy.names[first:]),
+        "images": len(learned.labels),
+        "skipped": len(fresh.skipped),
+        "exemplars": len(memory),
+        "frozen": earlier,
+        "bound": {"share": promised, "of": "validation images"},
+        "new": told_new(held_new, fitted_new, first) | {"known": detector.share},
+        "old": told_old(bundle, held, fitted_old),
+    }
+    require_kept(added, max_drop, force)
+    own = {k: v for k, v in banked.tensors().items() if k.startswith(("heads.", f"banks.{len(banked) - 1}."))}
+    found = extended(
+        bundle,
+        files,
+        taxonomy=fresh.taxonomy,
+        spec=replace(bundle.spec, classes=classes, temperature=round(temperature, 4)),
+        tensors={**own, "routing.scale": scale, "routing.offset": offset},
+        detector=detector.detector,
+        card=f"{bundle.card.rstrip()}\n\n{card_section(added)}",
+        added=added,
+    )
+    return Extended(found, fresh.skipped)
+
+
+def _require_plain(bundle: Bundle) -> None:
+    if bundle.spec.kind != "plain" or bundle.levels is not None or bundle.added.get("mode", "task") != "task":
+        what = "a gallery" if bundle.added.get("mode") == "gallery" else f"{bundle.spec.kind}, levels or heads"
+        raise ConfigError(
+            "tasks are learned by plain networks of classes alone",
+            got=what,
+            do="use the mode gallery, or roll galleries back first",
+        )
+
+
+class _View:
+    """uint8 [B, 3, h, w] -> images in [-1, 1]: cropped and flipped by draws of a generator, or at the centre."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = replace(preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    def __call__(self, items: Tensor, generator: torch.Generator | None) -> Tensor:
+        own = self.preprocess
+        if generator is None:
+            return own.normalise(own.centre_crop(items))
+        draws = torch.rand(len(items), 3, generator=generator)
+        return own.normalise(crop_and_flip(items, draws, own.height, own.width, padding=0))
+
+
+def _exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, progress: bool) -> Memory:
+    """Old training images, as many of each class, the most telling first."""
+    pixels, labels = labelled_pixels(bundle, train, progress=progress)
+    missing = len(bundle.taxonomy) - len(np.unique(labels))
+    if missing or budget < len(bundle.taxonomy):
+        raise DataError(
+            "a task is learned beside a training image of every old class",
+            got=f"{missing} of {len(bundle.taxonomy)} classes without one, room for {budget} images",
+            do="pass --data with training images of all classes that the bundle knows, and a larger memory",
+        )
+    seen = see(network, pixels, labels, np.arange(len(pixels)))
+    memory = Memory(budget).with_classes(torch.arange(len(pixels)), seen.labels, seen.features)
+    return replace(memory, items=pixels[memory.items.numpy()])
+
+
+@torch.no_grad()
+def _heads(banked: BankedNetwork, items: Tensor, view: _View) -> Tensor:
+    """The logits of all heads side by side, of images as they are answered."""
+    return torch.cat([banked(view(part, None))["logits"] for part in torch.split(items, 64)])
+
+
+def _fingerprint(banked: BankedNetwork, tasks: int) -> str:
+    """SHA-256 of the shared weights and of the banks of the first tasks."""
+    shared: Mapping[str, Tensor] = {
+        f"shared.{name}": value for name, value in banked.backbone.state_dict().items() if ".banks." not in name
+    }
+    banks = {name: v for name, v in banked.tensors().items() if name.startswith("banks.") and _task_of(name) < tasks}
+    digest = hashlib.sha256()
+    for name, value in sorted({**shared, **banks}.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _task_of(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _said(stage: str, done: int, epochs: int, loss: float) -> None:
+    print(f"vmmr: {stage} {done}/{epochs}, loss {loss:.4f}", file=sys.stderr)
