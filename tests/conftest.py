@@ -55,6 +55,26 @@ def tiny_run(tiny_cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a progressive network with weights at random: it kept its decoders."""
+    import torch
+
+    from vmmr.data.preprocess import Preprocess
+    from vmmr.export.bundle import Bundle, ModelSpec, build_network, write_bundle
+    from vmmr.taxonomy import Taxonomy
+
+    torch.manual_seed(0)
+    spec = ModelSpec("progressive", "test_resnet", 2)
+    network = build_network(spec)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    cars = Taxonomy.from_rows(["Audi", "BMW"], ["A4", "M3"])
+    bundle = Bundle(spec, cars, Preprocess(height=32, width=64, crop=0.5), network.state_dict(), "# A card\n")
+    return write_bundle(tmp_path_factory.mktemp("denoiser") / "bundle", bundle)
+
+
+@pytest.fixture(scope="session")
 def tiny_table(tiny_cars: Path) -> Path:
     """tiny_cars as a manifest in which three training pictures of each class are the split val."""
     table = tiny_cars.with_name(f"{tiny_cars.name}.csv")

@@ -11,8 +11,10 @@ from PIL import Image
 
 import vmmr
 from vmmr.answer import Answer
+from vmmr.data.preprocess import Preprocess
 from vmmr.errors import BundleError, ConfigError, DataError, ImageError
 from vmmr.export.bundle import read_bundle
+from vmmr.models import ProgressiveNetwork
 from vmmr.recognizer import Picture
 
 
@@ -176,3 +178,38 @@ def test_a_stream_answers_in_order_and_holds_few_pictures(tiny_cars: Path, tiny_
             assert alike(answer, wanted[paths[(number - 1) % len(paths)]])
     assert number == taken == 50
     assert list(recognizer.stream([])) == []
+
+
+def test_a_denoiser_restores_all_of_a_picture_in_its_proportions(tiny_denoiser: Path, tiny_cars: Path) -> None:
+    recognizer = vmmr.load(tiny_denoiser)
+    assert recognizer.restores
+    source = Image.open(picture(tiny_cars)).convert("RGB")  # 48 x 36
+    found = recognizer.restore(source)
+    assert (found.dtype, found.shape) == (np.uint8, (48, 64, 3))  # the longer side of the input, 4 : 3
+    network = read_bundle(tiny_denoiser).network()
+    assert isinstance(network, ProgressiveNetwork)
+    squashed = Preprocess(height=32, width=64).pixels(np.asarray(source))  # the bundle crops half of it away
+    image = torch.from_numpy(squashed).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        restored = network.decoders[2](image, network.backbone(image)["features_3"])
+    shown = ((restored[0] + 1) * 127.5).clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    wanted = np.asarray(Image.fromarray(shown).resize((64, 48), Image.Resampling.BILINEAR))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+    assert np.abs(found.astype(int) - np.asarray(source.resize((64, 48)))).mean() > 1  # it does something
+    box = vmmr.Crop(source, vmmr.Box(10, 0, 20, 30))
+    np.testing.assert_array_equal(recognizer.restore(box), recognizer.restore(source.crop((10, 0, 20, 30))))
+    assert recognizer.restore(box).shape == (64, 21, 3)
+    assert recognizer.restore(np.zeros((1, 500, 3), np.uint8)).shape == (1, 64, 3)
+    with pytest.raises(ImageError):
+        recognizer.restore(b"no picture")
+    with torch.no_grad():
+        recognizer.runtime.network.network.decoders[2].skip.change[0].weight.fill_(torch.nan)  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="finite"):
+        recognizer.restore(source)
+
+
+def test_a_plain_bundle_restores_nothing(tiny_run: Path, tiny_cars: Path) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    assert not recognizer.restores
+    with pytest.raises(ConfigError, match="no decoder"):
+        recognizer.restore(picture(tiny_cars))

@@ -180,13 +180,33 @@ class Recognizer:
         Raises ImageError for what is no acceptable picture and for a box that holds no pixel, DataError for an array
         that is none.
         """
-        if isinstance(picture, Crop):
-            box, source = picture.box, picture.picture
-            name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
-            image = cut_out(_decoded(source, None, self.limits), (box.left, box.top, box.right, box.bottom), name)
-        else:
-            image = _decoded(picture, self.preprocess.shrink_to, self.limits)
+        image = self._upright(picture)
         return Prepared(self.preprocess.pixels(image), min(image.shape[:2]))
+
+    @property
+    def restores(self) -> bool:
+        """Whether `restore` works: a bundle whose network kept the decoders of PMAL has it, run by torch."""
+        return isinstance(self.runtime, TorchRuntime) and self.runtime.restores
+
+    def restore(self, picture: Picture) -> NDArray[np.uint8]:
+        """The picture without its noise, as far as the network's deepest decoder can tell: uint8 [h, w, 3].
+
+        The whole picture, or all of its box, at the resolution that the network works at: in the picture's proportions,
+        the longer side that of the network's input. Raises ImageError and DataError as `prepare`, ConfigError where
+        `restores` is false, DataError where the decoder gives no finite numbers.
+        """
+        if not isinstance(self.runtime, TorchRuntime):
+            raise ConfigError("exported networks have no decoder", got=self.runtime.name, do="load the bundle")
+        image = self._upright(picture)
+        most = max(self.runtime.size)
+        # Squashed, whatever answers do: so that nothing of the picture is cut off.
+        squash = replace(self.preprocess, resize="squash", crop=1.0)
+        restored = self.runtime.restore(squash.pixels(image)[None])[0]
+        if not np.isfinite(restored).all():
+            raise DataError("the decoder gives no finite numbers for this picture")
+        height, width = (max(1, round(side * most / max(image.shape[:2]))) for side in image.shape[:2])
+        shown = Image.fromarray(np.rint(restored).astype(np.uint8))
+        return np.array(shown.resize((width, height), Image.Resampling.BILINEAR))
 
     def outputs(self, pixels: NDArray[np.uint8]) -> Outputs:
         """One pass through the runtime: uint8 [B, H, W, 3], as `read` gives them -> logits and features, and, where
@@ -234,6 +254,14 @@ class Recognizer:
         scores = self._scores(torch.from_numpy(outputs["logits"])) / self.temperature
         probabilities: NDArray[np.float32] = scores.softmax(dim=1).numpy()
         return probabilities
+
+    def _upright(self, picture: Picture) -> NDArray[np.uint8]:
+        """Decoded, upright, cut out: uint8 [h, w, 3]."""
+        if not isinstance(picture, Crop):
+            return _decoded(picture, self.preprocess.shrink_to, self.limits)
+        box, source = picture.box, picture.picture
+        name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
+        return cut_out(_decoded(source, None, self.limits), (box.left, box.top, box.right, box.bottom), name)
 
     def _tried(self, picture: Picture) -> Prepared | VmmrError:
         try:

@@ -2,7 +2,7 @@
 
 The first word of a picture: BAD is no image, NAN has no finite output, DIE kills the process, STOP stops it, HANG
 hangs with beats going on, SLOW takes a second. The bundle is JSON: `ms` a pass and `start_s` to load, `refuse` to load,
-`leak` what it is given.
+`leak` what it is given, `restores` where it draws: a picture of the checksum's colour.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
+
+from PIL import Image
 
 from vmmr.serving.frames import pack, read_frame
 
@@ -36,6 +40,10 @@ def result(item: dict[str, Any], blob: bytes) -> dict[str, Any]:
     if word == b"NAN ":
         return {"error": "no_finite_output"}
     number = zlib.crc32(blob)
+    if item["want"] == "restored":
+        file = BytesIO()
+        Image.new("RGB", (64, 48), (number & 255, number >> 8 & 255, number >> 16 & 255)).save(file, "PNG")
+        return {"png": file.getvalue()}
     if item["want"] == "embedding":
         return {"embedding": [number % 2, 1 - number % 2]}
     if item["want"] == "tensors":
@@ -62,10 +70,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
-    def say(header: dict[str, Any]) -> None:
+    def say(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
         try:
             with lock:
-                answers.write(pack(header))
+                answers.write(pack(header, blobs))
                 answers.flush()
         except OSError:
             os._exit(0)
@@ -82,7 +90,8 @@ def main() -> None:
     if "refuse" in options:
         say({"refused": options["refuse"]})
         return
-    say({"ready": {"version": "fake", "runtime": "fake", "precision": "fp32", "classes": 1, "outputs": 1}})
+    able = {"restores": options.get("restores", False)}
+    say({"ready": {"version": "fake", "runtime": "fake", "precision": "fp32", "classes": 1, "outputs": 1, **able}})
     while True:
         try:
             job, blobs = read_frame(sys.stdin.buffer)
@@ -92,7 +101,9 @@ def main() -> None:
         if options.get("leak"):
             leaked.append(bytearray(200_000))
         said = [result(item, blob) for item, blob in zip(job["items"], blobs, strict=True)]
-        say({"job": job["job"], "results": said, "read_ms": 0.0, "pass_ms": float(options.get("ms", 0))})
+        drawn = [one["png"] for one in said if "png" in one]
+        said = [{"png": drawn.index(one["png"])} if "png" in one else one for one in said]
+        say({"job": job["job"], "results": said, "read_ms": 0.0, "pass_ms": float(options.get("ms", 0))}, drawn)
 
 
 if __name__ == "__main__":

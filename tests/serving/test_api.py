@@ -138,6 +138,44 @@ def test_what_is_no_picture_is_refused_without_a_word_of_the_system(server: Serv
             assert not re.search(rb"Error|Traceback|\.py|/(tmp|home|usr)|Pillow|got", reply.body)
 
 
+def test_a_denoiser_restores_a_picture_as_the_recogniser_does(tiny_denoiser: Path, images: list[bytes]) -> None:
+    server, recognizer = Server(["-c", COMMAND, "serve", str(tiny_denoiser), "--port", "0"]), vmmr.load(tiny_denoiser)
+    try:
+        assert server.wait().request("GET", "/readyz").json() == {"status": "ready", "restores": True}
+        assert server.post("/v1/recognize", images[0]).json()["model"]["restores"] is True
+        reply = server.post("/v1/restore", images[0])
+        assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+        assert re.fullmatch(r"wait;dur=[\d.]+, read;dur=[\d.]+, pass;dur=[\d.]+", reply.headers["server-timing"])
+        shown = Image.open(io.BytesIO(reply.body))
+        assert (shown.format, shown.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(shown), recognizer.restore(images[0]))
+        cut = server.post("/v1/restore", images[0], boxes=[[0, 0, 20, 30]])
+        right = recognizer.restore(vmmr.Crop(images[0], vmmr.Box(0, 0, 20, 30)))
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(cut.body))), right)
+        with ThreadPoolExecutor(12) as pool:  # answers and pictures share passes, and each goes to who asked
+            asked = [
+                (image, pool.submit(server.post, "/v1/restore", image), pool.submit(server.post, "/v1/embed", image))
+                for image in images
+            ]
+            for image, drawn, embedded in asked:
+                pixels = np.asarray(Image.open(io.BytesIO(drawn.result().body)))
+                np.testing.assert_array_equal(pixels, recognizer.restore(image))
+                vector = embedded.result().json()["results"][0]["embedding"]
+                np.testing.assert_allclose(vector, recognizer.embed([image])[0], atol=1e-5)
+        for sent, code in (([b"junk"], "bad_image"), ([images[0]] * 2, "bad_multipart"), ([], "bad_request")):
+            assert server.post("/v1/restore", *sent).code == code
+        assert server.post("/v1/restore", images[0], boxes=[[500, 0, 501, 1]]).code == "bad_image"
+    finally:
+        server.end()
+
+
+def test_a_plain_network_restores_nothing(server: Server, images: list[bytes]) -> None:
+    reply = server.post("/v1/restore", images[0])
+    assert (reply.status, reply.code) == (404, "no_denoiser")
+    assert server.request("GET", "/readyz").json() == {"status": "ready", "restores": False}
+    assert server.post("/v1/recognize", images[0]).json()["model"]["restores"] is False
+
+
 def test_timings_are_in_a_header(server: Server, images: list[bytes]) -> None:
     told = server.post("/v1/recognize", images[0]).headers["server-timing"]
     assert re.fullmatch(r"wait;dur=[\d.]+, read;dur=[\d.]+, pass;dur=[\d.]+", told)
@@ -233,6 +271,7 @@ def test_the_routes_are_these(server: Server) -> None:
     assert {(path, verb) for path, verbs in document["paths"].items() for verb in verbs} == {
         ("/v1/recognize", "post"),
         ("/v1/embed", "post"),
+        ("/v1/restore", "post"),
         ("/healthz", "get"),
         ("/readyz", "get"),
         ("/metrics", "get"),

@@ -126,6 +126,65 @@ def test_the_noise_is_gaussian_and_the_blur_smooths(page: Page, tmp_path: Path) 
     assert row[-1] == 255
 
 
+def colour_of(car: bytes) -> list[int]:
+    """Of the picture that the fake denoiser draws."""
+    number = zlib.crc32(car)
+    return [number & 255, number >> 8 & 255, number >> 16 & 255]
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_what_a_denoiser_makes_of_it_stands_beside_it(
+    browser: Browser, start: Start, tmp_path: Path, width: int
+) -> None:
+    server = start(worker={"restores": True})
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    wrong: list[str] = []
+    page.on("console", lambda said: wrong.append(said.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    car = picture(tmp_path)
+    page.set_input_files("#files", [car])
+    drawn = """async picture => {
+      await picture.decode();
+      const canvas = document.createElement("canvas");
+      canvas.getContext("2d").drawImage(picture, 0, 0);
+      return [...canvas.getContext("2d").getImageData(9, 9, 1, 1).data].slice(0, 3);
+    }"""
+    restored = page.locator(".restored img")
+    expect(restored).to_be_visible()
+    assert restored.evaluate(drawn) == colour_of(car.read_bytes())
+    left, right = (page.locator(f".pane {kind}").bounding_box() for kind in ("canvas", "img"))
+    assert left is not None
+    assert right is not None
+    assert (left["y"], left["width"], left["height"]) == (right["y"], right["width"], right["height"])  # side by side
+    assert left["x"] + left["width"] <= right["x"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    before = restored.get_attribute("src")
+    page.locator("input[type=range]").fill("60")
+    expect(restored).not_to_have_attribute("src", before or "")
+    shown = page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+    sent = base64.b64decode(shown.removeprefix("data:image/png;base64,"))
+    assert restored.evaluate(drawn) == colour_of(sent)  # of the noisy picture beside it
+    page.route("**/v1/restore", lambda route: route.fulfill(status=500, json={}))
+    page.locator("input[type=range]").fill("70")
+    expect(restored).not_to_be_visible()  # rather than that of another picture
+    expect(page.locator(".state")).to_have_text("Recognised")
+    page.close()
+    assert [text for text in wrong if "status of 500" not in text] == []
+
+
+def test_without_a_denoiser_there_is_no_place_for_it(page: Page, tmp_path: Path) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_input_files("#files", [picture(tmp_path)])
+    expect(answered(page).locator(".state")).to_have_text("Recognised")
+    expect(page.locator(".restored")).not_to_be_visible()
+    expect(page.locator(".caption").first).not_to_be_visible()
+    page.locator("input[type=range]").fill("60")
+    expect(page.locator(".why")).to_contain_text("has changed")
+    assert not any("restore" in url for url in asked)
+
+
 def test_what_is_no_picture_says_so(page: Page, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"BAD picture")
     with page.expect_response("**/v1/recognize*") as response:

@@ -18,7 +18,6 @@ from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.robustness import condition
 from vmmr.export.bundle import Bundle
 from vmmr.models import ProgressiveNetwork
-from vmmr.models.backbone import DEPTHS
 from vmmr.training.samples import open_side
 
 __all__ = ["SHOWN", "Example", "Reply", "example_strips", "picture_uri", "pictures_of"]
@@ -94,8 +93,7 @@ def example_strips(
         restored = None
         teacher = networks[guide]
         if isinstance(teacher, ProgressiveNetwork):
-            depth = DEPTHS[-1]
-            restored = _picture(teacher.restore(noisy, teacher.backbone.features(noisy, depth), depth)[0])
+            restored = _picture(teacher.restored(noisy)[0])
         label = int(side.labels[k])
         replies = {}
         for model, network in networks.items():

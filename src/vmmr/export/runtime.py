@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vmmr.errors import DataError
+from vmmr.errors import ConfigError, DataError
 from vmmr.export.bundle import Bundle, Network
+from vmmr.models import ProgressiveNetwork
 
 __all__ = ["Outputs", "PixelNetwork", "Runtime", "TorchRuntime", "check_pixels"]
 
@@ -74,11 +75,31 @@ class TorchRuntime:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Outputs:
         """See `Runtime`."""
+        logits, features = self.network(self._taken(pixels))
+        return {"logits": logits.float().cpu().numpy(), "features": features.float().cpu().numpy()}
+
+    @property
+    def restores(self) -> bool:
+        """Whether the network has decoders: one that was trained by PMAL and kept its heads."""
+        return isinstance(self.network.network, ProgressiveNetwork)
+
+    @torch.inference_mode()
+    def restore(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 RGB [B, H, W, 3] -> the same pictures as the deepest decoder restores them, float32 in [0, 255], or NaN
+        where the network gives no finite number. ConfigError where it has no decoder, DataError as calling."""
+        network = self.network.network
+        if not isinstance(network, ProgressiveNetwork):
+            raise ConfigError("this network has no decoder", do="train one with PMAL and keep its heads")
+        image = self._taken(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        restored = ((network.restored(image).float() + 1) * 127.5).clamp(0, 255)
+        found: NDArray[np.float32] = restored.permute(0, 2, 3, 1).cpu().numpy()
+        return found
+
+    def _taken(self, pixels: NDArray[np.uint8]) -> Tensor:
         check_pixels(pixels, self.size)
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        logits, features = self.network(torch.tensor(pixels, device=self.device))
-        return {"logits": logits.float().cpu().numpy(), "features": features.float().cpu().numpy()}
+        return torch.tensor(pixels, device=self.device)
 
 
 def check_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> None:

@@ -58,6 +58,11 @@ class ProgressiveNetwork(nn.Module):
         restored: Tensor = self.decoders[depth - 1](noisy, features)
         return restored
 
+    def restored(self, noisy: Tensor) -> Tensor:
+        """Noisy image -> what the deepest decoder makes of it, both [B, 3, H, W] in [-1, 1], the latter unclamped."""
+        depth = DEPTHS[-1]
+        return self.restore(noisy, self.backbone.features(noisy, depth), depth)
+
     def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The mean of the four logit vectors, [B, classes]: the argmax is that of the published sum."""
         return (outputs["logits_0"] + outputs["logits_1"] + outputs["logits_2"] + outputs["logits_3"]) / 4

@@ -29,6 +29,7 @@ from vmmr.serving.schema import (
     Embedded,
     Failure,
     InferResponse,
+    Ready,
     Recognized,
     RefusalError,
     State,
@@ -45,33 +46,20 @@ from vmmr.serving.supervisor import Supervisor, WorkerRefusedError
 __all__ = ["create_app"]
 
 _TOP = Annotated[int, Query(ge=1, le=100, description="candidates of an answer, itself included")]
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "image": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "minItems": 1,
-                            "maxItems": PICTURES,
-                            "description": "files: JPEG, PNG or WebP",
-                        },
-                        "boxes": {
-                            "type": "string",
-                            "description": "JSON: for every picture [left, top, right, bottom], half-open, or null",
-                        },
-                    },
-                }
-            }
-        },
+
+
+def _form_of(pictures: int) -> dict[str, Any]:
+    """A form of at most so many pictures, for OpenAPI."""
+    file = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP"}
+    boxes = "JSON: for every picture [left, top, right, bottom], half-open, or null"
+    properties = {
+        "image": file if pictures == 1 else {"type": "array", "items": file, "minItems": 1, "maxItems": pictures},
+        "boxes": {"type": "string", "description": boxes},
     }
-}
+    schema = {"type": "object", "required": ["image"], "additionalProperties": False, "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
 _INFER = {"requestBody": {"required": True, "content": {"application/json": {"schema": request_schema()}}}}
 _PAGE = {
     "/": ("page.html", "text/html"),
@@ -134,7 +122,7 @@ def create_app(
         read_s=settings.read_s,
     )
     _refusals(app)
-    _health(app, batcher, metrics)
+    _health(app, batcher, supervisor, metrics)
     _v1(app, settings.name, batcher, supervisor)
     _v2(app, settings.name, batcher, supervisor)
     _page(app)
@@ -180,26 +168,31 @@ def _documented(*codes: str, model: type[Any] = Failure) -> dict[int | str, dict
     return {status: {"model": model, "description": ", ".join(names)} for status, names in by_status.items()}
 
 
-_WORK = ("slow_request", "too_large", "unsupported_media", "overloaded", "not_ready", "late", "worker_lost", "stopping")
+_BODY = ("slow_request", "too_large", "unsupported_media")
+_WORK = (*_BODY, "overloaded", "not_ready", "late", "worker_lost", "stopping")
 
 
 def _json(model: Any, timing: Mapping[str, float] | None = None) -> Response:
-    told = ", ".join(f"{name};dur={value:.3f}" for name, value in (timing or {}).items())
     text = json.dumps(model, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text, media_type="application/json", headers={"server-timing": told} if told else None)
+    return Response(text, media_type="application/json", headers=_timed(timing or {}))
 
 
-def _health(app: FastAPI, batcher: Batcher, metrics: Metrics) -> None:
+def _timed(timing: Mapping[str, float]) -> dict[str, str]:
+    told = ", ".join(f"{name};dur={value:.3f}" for name, value in timing.items())
+    return {"server-timing": told} if told else {}
+
+
+def _health(app: FastAPI, batcher: Batcher, supervisor: Supervisor, metrics: Metrics) -> None:
     @app.get("/healthz", response_model=State, responses=_documented(), tags=["health"])
     async def alive() -> Response:
         """This process is up."""
         return _json({"status": "ok"})
 
-    @app.get("/readyz", response_model=State, responses=_documented("not_ready", "stopping"), tags=["health"])
+    @app.get("/readyz", response_model=Ready, responses=_documented("not_ready", "stopping"), tags=["health"])
     async def ready() -> Response:
         """The model is loaded and warm."""
         batcher.check(0)
-        return _json({"status": "ready"})
+        return _json({"status": "ready", "restores": _about(supervisor, "restores")})
 
     @app.get("/metrics", response_class=Response, responses=_documented(), tags=["health"])
     async def counters() -> Response:
@@ -210,22 +203,25 @@ def _health(app: FastAPI, batcher: Batcher, metrics: Metrics) -> None:
 
 
 def _v1(app: FastAPI, name: str, batcher: Batcher, supervisor: Supervisor) -> None:
-    async def asked(request: Request, item: dict[str, Any]) -> Response:
-        pictures = [Picture({**item, **box}, blob) for box, blob in await _form(request)]
+    async def replies_to(request: Request, item: dict[str, Any], most: int = PICTURES) -> Replies:
+        pictures = [Picture({**item, **box}, blob) for box, blob in await _form(request, most)]
         replies = await batcher.ask(pictures)
         if len(pictures) == 1 and "error" in replies.results[0]:
             raise RefusalError(replies.results[0]["error"])
+        return replies
+
+    async def asked(request: Request, item: dict[str, Any]) -> Response:
+        replies = await replies_to(request, item)
         results = [
             {"error": {"code": result["error"], "message": CODES[result["error"]][1]}} if "error" in result else result
             for result in replies.results
         ]
-        return _json({"model": {"name": name, "version": _version(supervisor)}, "results": results}, replies.timing)
+        model = {"name": name, "version": _version(supervisor), "restores": bool(_about(supervisor, "restores"))}
+        return _json({"model": model, "results": results}, replies.timing)
 
-    options: dict[str, Any] = {
-        "responses": _documented("bad_multipart", "bad_image", "bad_request", "no_finite_output", *_WORK),
-        "openapi_extra": _FORM,
-        "tags": ["v1"],
-    }
+    codes = ("bad_multipart", "bad_image", "bad_request", "no_finite_output", *_WORK)
+    options: dict[str, Any] = {"responses": _documented(*codes), "openapi_extra": _form_of(PICTURES), "tags": ["v1"]}
+    drawn: dict[int | str, Any] = {200: {"description": "the restored picture", "content": {"image/png": {}}}}
 
     @app.post("/v1/recognize", response_model=Recognized, **options)
     async def recognize(request: Request, top: _TOP = 5) -> Response:
@@ -238,13 +234,28 @@ def _v1(app: FastAPI, name: str, batcher: Batcher, supervisor: Supervisor) -> No
         """The features of every picture, as a vector of length 1: the nearer two are, the more alike the vehicles."""
         return await asked(request, {"want": "embedding"})
 
+    @app.post(
+        "/v1/restore",
+        response_class=Response,
+        responses={**_documented(*codes, "no_denoiser"), **drawn},
+        openapi_extra=_form_of(1),
+        tags=["v1"],
+    )
+    async def restore(request: Request) -> Response:
+        """One picture without its noise, as far as the model's denoiser can tell: all of it, or of its box, at the
+        resolution that the model works at, as PNG."""
+        if supervisor.model is not None and not _about(supervisor, "restores"):
+            raise RefusalError("no_denoiser")
+        replies = await replies_to(request, {"want": "restored"}, 1)
+        return Response(replies.results[0]["png"], media_type="image/png", headers=_timed(replies.timing))
 
-async def _form(request: Request) -> list[tuple[dict[str, Any], bytes]]:
+
+async def _form(request: Request, most: int) -> list[tuple[dict[str, Any], bytes]]:
     """The pictures of a form, each with its box."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RefusalError("unsupported_media", "multipart/form-data")
     try:
-        form = await _InMemory(request.headers, request.stream(), max_files=PICTURES, max_fields=1).parse()
+        form = await _InMemory(request.headers, request.stream(), max_files=most, max_fields=1).parse()
     except (MultiPartException, ValueError) as error:  # ValueError: a character set that is none
         raise RefusalError("bad_multipart") from error
     blobs, boxes = [], "[]"
@@ -274,8 +285,12 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40
 
 
+def _about(supervisor: Supervisor, fact: str) -> Any:
+    return supervisor.model[fact] if supervisor.model is not None else None
+
+
 def _version(supervisor: Supervisor) -> str:
-    return str(supervisor.model["version"]) if supervisor.model is not None else ""
+    return _about(supervisor, "version") or ""
 
 
 def _v2(app: FastAPI, name: str, batcher: Batcher, supervisor: Supervisor) -> None:

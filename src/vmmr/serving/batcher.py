@@ -33,7 +33,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """results: one for every picture. timing: milliseconds by name, of the slowest pass that they took part in."""
+    """results: one for every picture; a drawn picture is {"png": bytes}. timing: milliseconds by name, of the slowest
+    pass that they took part in."""
 
     results: list[dict[str, Any]]
     timing: dict[str, float]
@@ -127,7 +128,7 @@ class Batcher:
             self._metrics.passes.observe(len(part))
             started = time.monotonic()
             try:
-                done = await self._supervisor.do([w.picture.item for w in part], [w.picture.blob for w in part])
+                done, drawn = await self._supervisor.do([w.picture.item for w in part], [w.picture.blob for w in part])
             except WorkerLostError:
                 for waiting in (*part, *self._queue):
                     if not waiting.reply.done():
@@ -136,8 +137,9 @@ class Batcher:
                 continue
             for waiting, result in zip(part, done["results"], strict=True):
                 if not waiting.reply.done():  # its client may have left
+                    said = {"png": drawn[result["png"]]} if "png" in result else result
                     timing = {"wait": 1e3 * (started - waiting.since), "read": done["read_ms"], "pass": done["pass_ms"]}
-                    waiting.reply.set_result((result, timing))
+                    waiting.reply.set_result((said, timing))
 
     async def _gathered(self, enough: int) -> None:
         """Return when a picture waits, and either enough do or the first has waited long enough."""

@@ -19,6 +19,7 @@ __all__ = [
     "InferRequest",
     "InferResponse",
     "Model",
+    "Ready",
     "Recognized",
     "RefusalError",
     "State",
@@ -40,6 +41,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unauthorized": (401, "send the bearer token of this server"),
     "not_found": (404, "there is nothing at this address"),
     "no_such_model": (404, "this server has another model"),
+    "no_denoiser": (404, "the model of this server cannot restore pictures"),
     "method_not_allowed": (405, "this address knows other methods"),
     "slow_request": (408, "the request did not arrive in time"),
     "too_large": (413, "the request body is too large"),
@@ -94,6 +96,7 @@ class Model(_Out):
 
     name: str
     version: str = Field(description="the first twelve digits of the SHA-256 of the folder's manifest")
+    restores: bool = Field(description="whether /v1/restore works: the bundle has a denoiser")
 
 
 Reason = Literal["ok", "unsure", "unknown_vehicle", "not_a_vehicle", "too_small", "low_quality"]
@@ -152,9 +155,16 @@ class Embedded(_Out):
 
 
 class State(_Out):
-    """Of the server."""
+    """Of the process."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class Ready(_Out):
+    """Of the server and its model."""
+
+    status: Literal["ready"]
+    restores: bool = Field(description="whether /v1/restore works: the bundle has a denoiser")
 
 
 Box = Annotated[

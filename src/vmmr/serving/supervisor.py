@@ -49,7 +49,7 @@ class Supervisor:
         self._start_s, self._work_ticks = start_s, max(1, round(work_s / _TICK_S))
         self._on_start = on_start
         self._process: asyncio.subprocess.Process | None = None
-        self._job: asyncio.Future[dict[str, Any]] | None = None  # None or done: idle
+        self._job: asyncio.Future[Frame] | None = None  # None or done: idle
         self._job_ticks, self._jobs, self._heard = 0, 0, False
         self.model: dict[str, Any] | None = None
         """What the worker said of its model when it was ready; None while none is."""
@@ -69,7 +69,7 @@ class Supervisor:
             _LOG.warning("the worker is replaced in %.1f s: %s", pause, reason)
             await asyncio.sleep(pause)
 
-    async def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> dict[str, Any]:
+    async def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> Frame:
         """Have one job done; one at a time. Raises WorkerLostError."""
         if self.model is None or self._process is None:
             raise WorkerLostError
@@ -119,7 +119,7 @@ class Supervisor:
             frame: Frame = await receive_frame(stream)
             self._heard = True
             if self._job is not None and not self._job.done() and frame[0].get("job") == self._jobs:
-                self._job.set_result(frame[0])
+                self._job.set_result(frame)
 
     async def _watch(self, hearing: asyncio.Task[None]) -> str:
         silent = 0

@@ -15,18 +15,20 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vmmr.answer import Box
 from vmmr.data.decode import DecodeLimits
 from vmmr.data.pixels import cores, thread_map
-from vmmr.errors import VmmrError
+from vmmr.errors import DataError, ImageError, VmmrError
 from vmmr.export.runtime import Outputs
 from vmmr.recognizer import Crop, Prepared, Recognizer, directions, load
-from vmmr.serving.frames import pack, read_frame
+from vmmr.serving.frames import Frame, pack, read_frame
 
 __all__ = ["BEAT_S", "LIMITS", "Model", "main"]
 
@@ -40,8 +42,8 @@ _DIGITS = 6  # of every float that is said: what lies behind depends on the pict
 class Model:
     """A recogniser that answers jobs.
 
-    A job has "items": each wants "answer", "embedding" or "tensors" of the blob in its place, which is the bytes of an
-    image, or pixels where the item tells their shape. `top` candidates, a `box` to cut out of an image.
+    A job has "items": each wants "answer", "embedding", "tensors" or "restored" of the blob in its place, which is the
+    bytes of an image, or pixels where the item tells their shape. `top` candidates, a `box` to cut out of an image.
     """
 
     def __init__(self, recognizer: Recognizer, version: str) -> None:
@@ -52,41 +54,60 @@ class Model:
         height, width = self.recognizer.runtime.size
         for count in (1, batch):
             outputs = self.recognizer.outputs(np.full((count, height, width, 3), 128, np.uint8))
+        if self.recognizer.restores:
+            self.recognizer.restore(np.full((height, width, 3), 128, np.uint8))
         return {
             "version": self.version,
             "runtime": self.recognizer.runtime.name,
             "precision": self.recognizer.runtime.precision,
             "classes": len(self.recognizer.taxonomy),
             "outputs": outputs["logits"].shape[1],
+            "restores": self.recognizer.restores,
         }
 
-    def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> dict[str, Any]:
-        """A result for every item: what it wants, or {"error": code}; and how long reading and the pass took, in ms."""
+    def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> Frame:
+        """A result for every item: what it wants, or {"error": code}; and how long reading and the pass took, in ms. A
+        restored picture is {"png": its place in the blobs}."""
         started = time.perf_counter()
         read = thread_map(lambda place: self._read(items[place], blobs[place]), len(items), workers=cores())
-        good = [place for place, found in enumerate(read) if found is not None]
+        good = [place for place, found in enumerate(read) if isinstance(found, Prepared)]
         results: list[dict[str, Any]] = [{"error": "bad_image"}] * len(items)
+        drawn: list[bytes] = []
         read_at = time.perf_counter()
+        for place, found in enumerate(read):
+            if isinstance(found, bytes | Crop):
+                results[place] = self._restored(found, drawn)
         if good:
-            shown = [found for found in read if found is not None]
+            shown = [found for found in read if isinstance(found, Prepared)]
             outputs = self.recognizer.outputs(np.stack([found.pixels for found in shown]))
             said = self._said([items[place] for place in good], outputs, [found.side for found in shown])
             for place, result in zip(good, said, strict=True):
                 results[place] = result
         ended = time.perf_counter()
-        return {
-            "results": results,
-            "read_ms": round(1e3 * (read_at - started), 3),
-            "pass_ms": round(1e3 * (ended - read_at), 3),
-        }
+        took = {"read_ms": round(1e3 * (read_at - started), 3), "pass_ms": round(1e3 * (ended - read_at), 3)}
+        return {"results": results, **took}, drawn
 
-    def _read(self, item: dict[str, Any], blob: bytes) -> Prepared | None:
+    def _read(self, item: dict[str, Any], blob: bytes) -> Prepared | bytes | Crop | None:
         try:
             if "shape" in item:
                 return self.recognizer.prepare(np.frombuffer(blob, np.uint8).reshape(item["shape"]))
-            return self.recognizer.prepare(blob if item.get("box") is None else Crop(blob, Box(*item["box"])))
+            picture = blob if item.get("box") is None else Crop(blob, Box(*item["box"]))
+            return picture if item["want"] == "restored" else self.recognizer.prepare(picture)
         except VmmrError:
             return None
+
+    def _restored(self, picture: bytes | Crop, drawn: list[bytes]) -> dict[str, Any]:
+        """{"png": place}, and the picture at that place, or the error."""
+        try:
+            image = self.recognizer.restore(picture)
+        except ImageError:
+            return {"error": "bad_image"}
+        except DataError:
+            return {"error": "no_finite_output"}
+        file = BytesIO()
+        Image.fromarray(image).save(file, "PNG", compress_level=1)
+        drawn.append(file.getvalue())
+        return {"png": len(drawn) - 1}
 
     def _said(self, items: Sequence[dict[str, Any]], outputs: Outputs, sides: Sequence[int]) -> list[dict[str, Any]]:
         """What each row of the outputs says to its item."""
@@ -138,8 +159,8 @@ class _Voice:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
 
-    def say(self, header: dict[str, Any]) -> None:
-        frame = pack(header)
+    def say(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        frame = pack(header, blobs)
         try:
             with self._lock:
                 self._stream.write(frame)
@@ -172,7 +193,8 @@ def main() -> None:
             return
         while True:
             job, blobs = read_frame(sys.stdin.buffer)
-            voice.say({"job": job["job"], **model.do(job["items"], blobs)})
+            done, drawn = model.do(job["items"], blobs)
+            voice.say({"job": job["job"], **done}, drawn)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ async function call(path, options = {}) {
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       options.signal?.throwIfAborted();
     } else {
-      return [reply.ok, await reply.json()];
+      return reply;
     }
   }
 }
@@ -45,13 +45,18 @@ function askForToken() {
   return tokenGiven;
 }
 
-async function recognise(blob, signal) {
+function send(path, blob, signal) {
   const body = new FormData();
   body.append("image", blob, "picture");
-  const [ok, document] = await call("v1/recognize?top=5", { method: "POST", body, signal });
-  if (!ok) throw new Error(document.error.message);
+  return call(path, { method: "POST", body, signal });
+}
+
+async function recognise(blob, signal) {
+  const reply = await send("v1/recognize?top=5", blob, signal);
+  const document = await reply.json();
+  if (!reply.ok) throw new Error(document.error.message);
   find("#model").textContent = `Model ${document.model.name}, version ${document.model.version}.`;
-  return document.results[0];
+  return [document.results[0], document.model.restores];
 }
 
 // --- making it worse: functions of ImageData and of how much, in 0..1 --------------------------------------------
@@ -248,12 +253,32 @@ class Card {
     try {
       const blob = await picture(() => asking.signal.aborted);
       if (asking.signal.aborted) return;
-      this.show(await recognise(blob, asking.signal));
+      const [answer, restores] = await recognise(blob, asking.signal);
+      this.show(answer);
+      if (restores && this.clean) this.restore(blob, asking.signal);
     } catch (error) {
       if (asking.signal.aborted) return;
       this.fail(error instanceof TypeError ? "The server does not answer." : error.message);
     }
     this.answer.setAttribute("aria-busy", "false");
+  }
+
+  async restore(blob, signal) {
+    const pane = find(".restored", this.element);
+    const picture = find("img", pane);
+    try {
+      const reply = await send("v1/restore", blob, signal);
+      if (!reply.ok) throw new Error();
+      const restored = await reply.blob();
+      if (signal.aborted) return;
+      URL.revokeObjectURL(picture.src);
+      picture.src = URL.createObjectURL(restored);
+    } catch {
+      if (signal.aborted) return;
+      picture.removeAttribute("src");
+    }
+    pane.hidden = !picture.src;
+    this.element.classList.toggle("twice", !pane.hidden);
   }
 
   fail(message) {
@@ -313,6 +338,7 @@ class Card {
   remove() {
     clearTimeout(this.timer);
     this.asking?.abort();
+    URL.revokeObjectURL(find(".restored img", this.element).src);
     const next = this.element.nextElementSibling ?? this.element.previousElementSibling;
     this.element.remove();
     (next ? find(".close", next) : find("#files")).focus();
