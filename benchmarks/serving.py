@@ -60,7 +60,7 @@ def request(images: Sequence[bytes]) -> bytes:
         for image in images
     )
     body = parts + b"--edge--\r\n"
-    return b"POST /v1/recognize HTTP/1.1\r\nhost: a\r\ncontent-type: multipart/form-data; boundary=edge\r\n" + (
+    return b"POST /v1/recognize HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=edge\r\n" + (
         b"content-length: %d\r\n\r\n%s" % (len(body), body)
     )
 

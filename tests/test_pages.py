@@ -67,6 +67,7 @@ NOT_RUN = {
     "vmmr rollback runs/next --out runs/before": "the same",
     "vmmr serve runs/student/bundle": "runs until it is stopped; tests/serving starts servers",
     "vmmr serve runs/student/bundle --host 0.0.0.0 --token-file token": "the same",
+    "vmmr serve runs/student/bundle --allowed-hosts cars.example.org": "the same",
     "vmmr predict runs/student/bundle pictures/ --out answers --engine ray --workers 16 --address auto": (
         "needs a cluster; tests/test_bulk.py has Ray on this machine"
     ),

@@ -108,7 +108,7 @@ def test_a_full_queue_refuses_before_the_body(start: Start) -> None:
         while server.metric("vmmr_waiting_pictures") < 2 and time.monotonic() < until:
             time.sleep(0.02)  # one runs, two wait
         with closing(server.connect(timeout=5)) as connection:
-            connection.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+            connection.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n")
             said = b""
             while b"}" not in said and (more := connection.recv(65536)):
                 said += more  # not a byte of the body has been sent
@@ -121,7 +121,7 @@ def test_a_full_queue_refuses_before_the_body(start: Start) -> None:
 def test_a_client_that_leaves_takes_its_pictures_back(start: Start) -> None:
     server = start(worker={"ms": 700}, batch=1)
     body, headers = form(b"a")
-    head = b"POST /v1/recognize HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n" % len(body)
+    head = b"POST /v1/recognize HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n" % len(body)
     head += b"".join(f"{k}: {v}\r\n".encode() for k, v in headers.items()) + b"\r\n"
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.post, "/v1/recognize", b"a")
@@ -161,7 +161,7 @@ def test_sigterm_lets_requests_end(start: Start) -> None:
 def test_sigterm_does_not_wait_for_ever(start: Start) -> None:
     server = start(worker={"ms": 60_000}, drain_s=1.0, deadline_s=90.0)
     with ThreadPoolExecutor(1) as pool, closing(server.connect()) as sending:
-        sending.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf")
+        sending.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf")
         asking = pool.submit(server.post, "/v1/recognize", b"a")
         time.sleep(0.4)
         started = time.monotonic()

@@ -40,7 +40,7 @@ WORDS = ("{}", "\r\n", "é", "\0", "Bearer", "multipart/form-data", "application
 
 @pytest.fixture(scope="module")
 def server(start: Start) -> Iterator[Server]:
-    server = start(read_s=1.0, name="cars")
+    server = start(read_s=1.0, name="cars", worker={"restores": True})
     yield server
     worker = server.worker
     assert server.metric("vmmr_workers_started_total") == 1
@@ -92,11 +92,12 @@ def mutated(random: random.Random) -> bytes:
     kind = b"content-type: multipart/form-data; boundary=e\r\n"
     request = random.choice(
         [
-            b"POST /v1/recognize?top=2 HTTP/1.1\r\nhost: a\r\n%scontent-length: %d\r\n\r\n%s" % (kind, len(body), body),
-            b"POST /v1/embed HTTP/1.1\r\nhost: a\r\n%stransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+            b"POST /v1/recognize?top=2 HTTP/1.1\r\nhost: [::1]\r\n%scontent-length: %d\r\n\r\n%s"
             % (kind, len(body), body),
-            b"POST /v2/models/cars/infer HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(infer), infer),
-            b"GET /v2/models/cars HTTP/1.1\r\nhost: a\r\nauthorization: Bearer x\r\n\r\n",
+            b"POST /v1/embed HTTP/1.1\r\nhost: [::1]\r\n%stransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+            % (kind, len(body), body),
+            b"POST /v2/models/cars/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-length: %d\r\n\r\n%s" % (len(infer), infer),
+            b"GET /v2/models/cars HTTP/1.1\r\nhost: [::1]\r\nauthorization: Bearer x\r\n\r\n",
         ]
     )
     data = bytearray(request)

@@ -30,7 +30,7 @@ def growth(server: Server, image: bytes, *, requests: int, seconds: float = 0.0)
         match number % 5:
             case 0:
                 with closing(server.connect()) as connection:
-                    connection.sendall(b"POST /v1/embed HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\nleft")
+                    connection.sendall(b"POST /v1/embed HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 100000\r\n\r\nleft")
             case 1:
                 assert server.post("/v1/recognize", b"BAD").status in (200, 422)
             case 2:

@@ -119,6 +119,7 @@ def create_app(
         check=batcher.check,
         token=token,
         body_bytes=settings.body_mib << 20,
+        hosts=settings.hosts,
         read_s=settings.read_s,
     )
     _refusals(app)
@@ -163,12 +164,12 @@ def _first(errors: Sequence[Any]) -> str:
 def _documented(*codes: str, model: type[Any] = Failure) -> dict[int | str, dict[str, Any]]:
     """The refusals of a route, for OpenAPI: its own codes and those that any may give."""
     by_status: dict[int | str, list[str]] = {}
-    for code in (*codes, "bad_http", "unauthorized", "header_too_large", "internal"):
+    for code in (*codes, "bad_http", "unauthorized", "wrong_host", "header_too_large", "internal"):
         by_status.setdefault(CODES[code][0], []).append(code)
     return {status: {"model": model, "description": ", ".join(names)} for status, names in by_status.items()}
 
 
-_BODY = ("slow_request", "too_large", "unsupported_media")
+_BODY = ("cross_origin", "slow_request", "too_large", "unsupported_media")
 _WORK = (*_BODY, "overloaded", "not_ready", "late", "worker_lost", "stopping")
 
 

@@ -1,4 +1,5 @@
-"""What a request must pass before any of our code looks at it: token, room in the queue, size and speed of its body.
+"""What a request must pass before any of our code looks at it: host, origin, token, room in the queue, size and speed
+of its body.
 
 Pure ASGI, in front of everything. A refusal is sent before the body is read wherever the head is enough to tell; the
 rest of the body is then read and dropped by `vmmr.serving.protocol`, so that the client gets to see why.
@@ -17,6 +18,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vmmr.serving.hosts import Hosts
 from vmmr.serving.metrics import Metrics
 from vmmr.serving.schema import RefusalError
 
@@ -27,7 +29,8 @@ _OPEN = re.compile(r"/(|page\.css|page\.js|healthz|readyz|v2/health/(live|ready)
 _GUARDED = {
     b"cache-control": b"no-store",
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    b"require-trusted-types-for 'script'; trusted-types 'none'",
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
     b"permissions-policy": b"camera=(self), geolocation=(), microphone=()",
@@ -51,20 +54,22 @@ def refusal(path: str, error: RefusalError) -> tuple[int, dict[bytes, bytes], by
 
 
 class Gate:
-    """app behind it. token: what requests must bring, None where nothing. check: raises RefusalError while no picture
-    would be taken, called with the number of requests whose bodies are on their way. read_s: patience for a body."""
+    """app behind it. hosts: who may call. token: what requests must bring, None where nothing. check: raises
+    RefusalError while no picture would be taken, called with the number of requests whose bodies are on their way.
+    read_s: patience for a body."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         metrics: Metrics,
+        hosts: Hosts,
         check: Callable[[int], None],
         token: bytes | None,
         body_bytes: int,
         read_s: float,
     ) -> None:
-        self._app, self._metrics, self._check = app, metrics, check
+        self._app, self._metrics, self._hosts, self._check = app, metrics, hosts, check
         self._token, self._body_bytes, self._read_s = token, body_bytes, read_s
         self._receiving = 0
 
@@ -93,6 +98,12 @@ class Gate:
             await self._answered(scope, body, receive, send)
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if host and not self._hosts.called(host):  # without one, it is no browser
+            raise RefusalError("wrong_host")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and scope["method"] == "POST" and not self._hosts.asked_from(origin, host):
+            raise RefusalError("cross_origin")
         if self._token is not None and not _OPEN.fullmatch(scope["path"]):
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not hmac.compare_digest(given.strip(), self._token) or scheme.lower() != b"bearer":

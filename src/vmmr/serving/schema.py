@@ -39,6 +39,7 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_multipart": (400, "the body is no multipart/form-data that could be read"),
     "bad_tensor": (400, "a tensor does not fit its shape, its type or the model"),
     "unauthorized": (401, "send the bearer token of this server"),
+    "cross_origin": (403, "the pages of other sites may not ask this server"),
     "not_found": (404, "there is nothing at this address"),
     "no_such_model": (404, "this server has another model"),
     "no_denoiser": (404, "the model of this server cannot restore pictures"),
@@ -46,6 +47,7 @@ CODES: dict[str, tuple[int, str]] = {
     "slow_request": (408, "the request did not arrive in time"),
     "too_large": (413, "the request body is too large"),
     "unsupported_media": (415, "this address takes another kind of body"),
+    "wrong_host": (421, "this server is not called by this name"),
     "bad_image": (
         422,
         "no acceptable picture: JPEG, PNG or WebP, whole, of at most 10 MiB, 40 million pixels and 12,000 a side, "

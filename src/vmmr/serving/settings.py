@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import stat
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from vmmr.config import RuntimeName
 from vmmr.errors import ConfigError
+from vmmr.serving.hosts import Hosts, stays_here
 
 __all__ = ["Settings", "read_token"]
 
@@ -25,6 +25,7 @@ class Settings:
         name: what /v2/models calls the model
         token_file: file with the bearer token that requests must bring; not readable for everybody
         insecure: listen beyond this machine without a token
+        allowed_hosts: further names by which requests may call the server, with commas between them
         runtime: auto, torch, onnxruntime or openvino
         device: where torch computes
         batch: pictures in one pass at most
@@ -50,6 +51,7 @@ class Settings:
     name: str = "vmmr"
     token_file: str | None = None
     insecure: bool = False
+    allowed_hosts: str = ""
     runtime: RuntimeName = "auto"
     device: str = "cpu"
     batch: int = 32
@@ -71,19 +73,18 @@ class Settings:
             )
         if not re.fullmatch(r"[\w.-]{1,64}", self.name, re.ASCII):
             raise ConfigError("the name stands in addresses", got=repr(self.name), do="use letters, digits, . _ -")
-        if self.token_file is None and not self.insecure and not _stays_here(self.host):
+        if self.token_file is None and not self.insecure and not stays_here(self.host):
             raise ConfigError(
                 "the server would be open to the network",
                 got=f"host {self.host} without a token",
                 do="pass --token-file, or --insecure where something else guards it",
             )
+        _ = self.hosts
 
-
-def _stays_here(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    @property
+    def hosts(self) -> Hosts:
+        """Who may call, and from where."""
+        return Hosts(self.host, tuple(filter(None, self.allowed_hosts.split(","))))
 
 
 def read_token(path: str) -> bytes:
