@@ -31,6 +31,7 @@ from vmmr.export.bundle import Bundle, read_bundle
 from vmmr.export.folder import folder_format
 from vmmr.export.parity import require_parity, require_pixels
 from vmmr.export.runtime import Outputs, Runtime, TorchRuntime
+from vmmr.export.tuned import remembered
 from vmmr.levels import NUMBERS, year_of
 from vmmr.models.decoding import back_off, confidences_by_level, independent
 from vmmr.models.heads.hierarchy import split_levels
@@ -345,8 +346,9 @@ def load(
     """The recognizer of a bundle folder, or of an artifact that `vmmr export` wrote, which is then shown its golden
     pictures first.
 
-    runtime: what runs the network; "auto" takes the fastest that is installed and fits what the folder holds, and
-    `Recognizer.runtime` tells which that is. device: where torch computes.
+    runtime: what runs the network; "auto" takes what `vmmr bench` found fastest on this machine, or else the usually
+    fastest that is installed, of what fits the folder; `Recognizer.runtime` tells which that is. device: where torch
+    computes.
 
     Raises BundleError for a folder that is incomplete, altered or hostile or whose network does not give what it gave
     when it was exported, ConfigError for a runtime that is not installed or cannot run it.
@@ -360,7 +362,9 @@ def load(
         return Recognizer(model, TorchRuntime(model, device=device))
     if torch.device(device).type != "cpu":
         raise ConfigError("artifacts run on the processor", got=f"device={device}", do="load the bundle instead")
-    running = model.runtime(runtime)
+    plan = remembered(model)
+    fits = plan is not None and runtime in ("auto", plan.runtime)
+    running = plan.made(model) if plan is not None and fits else model.runtime(runtime)
     require_pixels(model.golden, model.preprocess)
     require_parity(model, model.golden, running)
     return Recognizer(model, running)

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vmmr.cli import main
 from vmmr.errors import ConfigError
-from vmmr.export.bench import bench
+from vmmr.export.artifact import Artifact
+from vmmr.export.bench import bench, tried
 from vmmr.export.bundle import Bundle, write_bundle
+from vmmr.export.export import export_bundle
+from vmmr.export.tuned import Plan, machine, plans, remember, remembered
+from vmmr.recognizer import load
 
 
 def test_every_row_is_timed_and_the_best_are_the_best(plain: Bundle) -> None:
@@ -39,3 +45,101 @@ def test_the_verb(plain: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["bench", str(folder), *words]) == 0
     assert "test_resnet at 48 x 64 px" in capsys.readouterr().out
     assert len(json.loads(file.read_text())["rows"]) == 2
+
+
+@pytest.fixture(scope="module")
+def artifact(plain: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export_bundle(plain, tmp_path_factory.mktemp("artifacts") / "onnx", form="onnx")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vmmr"
+
+
+def test_every_plan_gives_the_same_answers(artifact: Artifact) -> None:
+    """However a call is cut, and whatever runs side by side."""
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 48, 64, 3), dtype=np.uint8)
+    pixels.flags.writeable = False
+    wanted = artifact.runtime("onnxruntime")(pixels)
+    tested = [
+        Plan(name, 2, streams, batch)
+        for name, streams in (("onnxruntime", 1), ("openvino", 1), ("openvino", 2), ("openvino", 3))
+        for batch in (1, 2, 3, 7, 8)
+    ]
+    for plan in tested:
+        runtime = plan.made(artifact)
+        for count in (7, 1, 4):
+            found = runtime(pixels[:count])
+            for name, values in found.items():
+                np.testing.assert_allclose(values, wanted[name][:count], atol=1e-4, err_msg=str(plan))
+        kept = runtime(pixels)["logits"]
+        runtime(255 - pixels)
+        np.testing.assert_allclose(kept, wanted["logits"], atol=1e-4)  # not a buffer that the next call fills
+
+
+def test_what_is_worth_a_try(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmmr.export.tuned.cores", lambda: 4)
+    found = plans(artifact, batches=(1, 8))
+    assert [(p.runtime, p.threads, p.streams, p.batch) for p in found] == [
+        ("onnxruntime", 4, 1, 1),
+        ("onnxruntime", 4, 1, 8),
+        ("openvino", 4, 1, 1),
+        ("openvino", 4, 1, 8),
+        ("openvino", 4, 4, 1),
+        ("openvino", 4, 4, 8),
+    ]
+    assert {plan.runtime for plan in plans(artifact, ["openvino"])} == {"openvino"}
+    assert {plan.runtime for plan in plans(replace(artifact, precision="int8"))} == {"onnxruntime"}
+    rows = tried(artifact, [Plan("onnxruntime", 1, 1, 1), Plan("openvino", 1, 1, 4)], seconds=0.05)
+    assert rows[0][1] >= rows[1][1] > 0
+
+
+def test_what_bench_found_is_what_load_uses(
+    artifact: Artifact,
+    kept: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vmmr.export.artifact import write_artifact
+
+    folder = write_artifact(tmp_path / "car", artifact)
+    assert load(folder).runtime.name == "onnxruntime"  # nothing is remembered
+    words = ["bench", str(folder), "--batches", "1", "--threads", "1", "--seconds", "0.02", "--runtimes", "openvino"]
+    assert main([*words, "--json", str(tmp_path / "bench.json")]) == 0
+    [file] = kept.iterdir()
+    assert str(file) in capsys.readouterr().out.replace("\n", "")
+    best = json.loads((tmp_path / "bench.json").read_text())["plans"][0]
+    assert best["runtime"] == "openvino"
+    record = json.loads(file.read_text())
+    assert record == {**{key: best[key] for key in ("runtime", "threads", "streams", "batch")}, "machine": machine()}
+    assert load(folder).runtime.name == "openvino"
+    assert load(folder, runtime="onnxruntime").runtime.name == "onnxruntime"
+    monkeypatch.setattr("vmmr.export.tuned.cores", lambda: 99)
+    assert load(folder).runtime.name == "onnxruntime"  # another machine
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"runtime": "torch"},
+        {"runtime": ["openvino"]},
+        {"threads": 0},
+        {"streams": "2"},
+        {"batch": 10**9},
+        {"batch": True},
+    ],
+)
+def test_a_record_that_makes_no_sense_counts_as_none(artifact: Artifact, kept: Path, wrong: dict[str, object]) -> None:
+    plan = Plan("openvino", 1, 1, 4)
+    place = remember(artifact, plan)
+    assert remembered(artifact) == plan
+    assert place.parent == kept
+    place.write_text(json.dumps({**asdict(plan), **wrong}))
+    assert remembered(artifact) is None
+    place.write_bytes(b"{")
+    assert remembered(artifact) is None
+    place.unlink()
+    assert remembered(artifact) is None

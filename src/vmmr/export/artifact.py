@@ -70,9 +70,12 @@ class Artifact(Facts):
         """onnx or openvino."""
         return "onnx" if self.weights is None else "openvino"
 
-    def runtime(self, name: str = "auto", *, threads: int | None = None) -> Runtime:
-        """The network, ready to run. name: "auto" for the fastest that is installed. ConfigError for one that is not
-        installed or cannot run this form, BundleError for a network that is none or that refers to other files."""
+    def runtime(
+        self, name: str = "auto", *, threads: int | None = None, streams: int = 1, batch: int | None = None
+    ) -> Runtime:
+        """The network, ready to run. name: "auto" for the fastest that is installed. threads, streams, batch: see
+        `OpenvinoRuntime`; ONNX Runtime has one stream. ConfigError for one that is not installed or cannot run this
+        form, BundleError for a network that is none or that refers to other files."""
         able, known = runtimes_for(self.format, self.precision), _known(self.format, self.precision)
         chosen = next(iter(able), None) if name == "auto" else name
         if chosen not in able:
@@ -88,12 +91,12 @@ class Artifact(Facts):
 
             model = checked_onnx(model, size)
             if chosen == "onnxruntime":
-                return OnnxRuntime(model, size, self.precision, threads=threads)
+                return OnnxRuntime(model, size, self.precision, threads=threads, batch=batch)
         from vmmr.export.openvino import OpenvinoRuntime, checked_ir
 
         if self.weights is not None:
             model = checked_ir(model)
-        return OpenvinoRuntime(model, self.weights, size, self.precision, threads=threads)
+        return OpenvinoRuntime(model, self.weights, size, self.precision, threads=threads, streams=streams, batch=batch)
 
 
 def runtimes_for(form: ExportFormat, precision: Precision) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """How fast a model answers here: every runtime that can run it, by batch and threads.
 
 Latency is that of one call, throughput what calls of a batch after one another give; decoding and preprocessing are
-not in it.
+not in it. `tried` looks for the best way to run an artifact with all cores, for `vmmr.export.tuned` to remember.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from vmmr.errors import ConfigError
 from vmmr.export.artifact import Artifact, runtimes_for
 from vmmr.export.bundle import Bundle
 from vmmr.export.runtime import Runtime, TorchRuntime
+from vmmr.export.tuned import Plan, plans
 
-__all__ = ["bench", "runtimes_of"]
+__all__ = ["bench", "runtimes_of", "tried"]
+
+
+_CALL = 32
 
 
 def runtimes_of(model: Bundle | Artifact, threads: int) -> dict[str, Callable[[], Runtime]]:
@@ -93,6 +97,18 @@ def bench(
         "best": max(rows, key=lambda row: row["images_per_s"]),
         "fastest": min(rows, key=lambda row: row["median_ms"]),
     }
+
+
+def tried(artifact: Artifact, candidates: Sequence[Plan] = (), *, seconds: float = 1.0) -> list[tuple[Plan, float]]:
+    """Plans and their pictures a second in calls of 32, the fastest first. candidates: all of `plans` where none is
+    given. seconds: spent on each, after one call to warm up; one at a time, so that memory holds one network."""
+    found = []
+    for plan in candidates or plans(artifact):
+        runtime = plan.made(artifact)
+        pixels = np.random.default_rng(0).integers(0, 256, (_CALL, *runtime.size, 3), dtype=np.uint8)
+        [times] = _timed([lambda: runtime(pixels)], seconds, 1)  # noqa: B023  (called before the next)
+        found.append((plan, _CALL / statistics.median(times)))
+    return sorted(found, key=lambda pair: -pair[1])
 
 
 def _timed(calls: Sequence[Callable[[], object]], seconds: float, rounds: int) -> list[list[float]]:

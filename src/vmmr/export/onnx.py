@@ -19,7 +19,7 @@ from torch import nn
 
 from vmmr.errors import BundleError, ConfigError
 from vmmr.export.bundle import Bundle
-from vmmr.export.runtime import Outputs, PixelNetwork, check_pixels
+from vmmr.export.runtime import Outputs, PixelNetwork, check_pixels, in_parts
 from vmmr.models.heads import HierarchyHead
 
 __all__ = ["OnnxRuntime", "checked_onnx", "quantise_onnx", "to_onnx"]
@@ -118,11 +118,20 @@ def _messages(message: Any) -> Iterator[Any]:
 
 class OnnxRuntime:
     """A graph run by ONNX Runtime on the CPU. model: as `checked_onnx` gives it. threads: of one call; None leaves the
-    choice to the library. BundleError for a graph that it cannot run."""
+    choice to the library. batch: pictures that go through the network together; larger calls are cut. BundleError for a
+    graph that it cannot run."""
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes, size: tuple[int, int], precision: str, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        size: tuple[int, int],
+        precision: str,
+        *,
+        threads: int | None = None,
+        batch: int | None = None,
+    ) -> None:
         import onnxruntime  # slow to import, and an extra
 
         options = onnxruntime.SessionOptions()
@@ -133,11 +142,14 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # a dozen kinds, of a private module
             raise BundleError("ONNX Runtime cannot run model.onnx", got=str(error)[:200]) from error
-        self.size, self.precision = size, precision
+        self.size, self.precision, self._batch = size, precision, batch
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Outputs:
         """See `Runtime`."""
         check_pixels(pixels, self.size)
+        return in_parts(self._run, pixels, self._batch)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> Outputs:
         try:
             logits, features = self._session.run(["logits", "features"], {"pixels": np.ascontiguousarray(pixels)})
         except Exception as error:  # as above: a graph that does not fit itself

@@ -6,6 +6,7 @@ of what it runs, so that nothing can come between the two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from vmmr.errors import ConfigError, DataError
 from vmmr.export.bundle import Bundle, Network
 from vmmr.models import ProgressiveNetwork
 
-__all__ = ["Outputs", "PixelNetwork", "Runtime", "TorchRuntime", "check_pixels"]
+__all__ = ["Outputs", "PixelNetwork", "Runtime", "TorchRuntime", "check_pixels", "in_parts"]
 
 Outputs = dict[str, NDArray[np.float32]]
 """`logits` [B, outputs] and `features` [B, D], the pooled ones that enter the classifier."""
@@ -100,6 +101,19 @@ class TorchRuntime:
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         return torch.tensor(pixels, device=self.device)
+
+
+def in_parts(run: Callable[[NDArray[np.uint8]], Outputs], pixels: NDArray[np.uint8], most: int | None) -> Outputs:
+    """run(pixels), or, where they are more than `most` pictures, of one part after the other.
+
+    >>> found = in_parts(lambda p: {"logits": p.astype(np.float32)}, np.arange(5, dtype=np.uint8), 2)
+    >>> found["logits"].tolist()
+    [0.0, 1.0, 2.0, 3.0, 4.0]
+    """
+    if most is None or len(pixels) <= most:
+        return run(pixels)
+    parts = [run(pixels[start : start + most]) for start in range(0, len(pixels), most)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> None:
