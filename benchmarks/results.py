@@ -1,8 +1,8 @@
 """Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
 
 A record is what a run wrote: results.json of recipes.py and fast_and_published.py, the --json of
-training_step.py and evaluate.py, demo.json of `vmmr demo`. --check writes nothing and fails where the page and the
-records disagree.
+training_step.py, evaluate.py, inference.py and serving.py, demo.json of `vmmr demo`. --check writes nothing and fails
+where the page and the records disagree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 
 import evaluate
 import fast_and_published
+import inference
 import recipes
+import serving
 import training_step
 from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.markdown import replace_part
@@ -56,6 +58,14 @@ def precision_table(artifacts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def machine_line(record: dict[str, Any]) -> str:
+    """What was measured on what, in a line."""
+    about = record["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in about["runtimes"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items() if value is not None)
+    return f"{about['processor']}, {about['cores']} cores; {libraries}; {settings}"
+
+
 def tables() -> dict[str, str]:
     """Every table of the page by the name that its markers carry."""
     steps = _read("training_step.json")
@@ -69,6 +79,13 @@ def tables() -> dict[str, str]:
         "precision": precision_table(_read("precision.json")),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
+    if (RECORDS / "inference.json").exists():
+        record = _read("inference.json")
+        for backbone, results in record["results"].items():
+            found[f"speed {backbone}"] = f"{inference.table(results)}\n\n{machine_line(record)}"
+    if (RECORDS / "serving.json").exists():
+        record = _read("serving.json")
+        found["serving"] = f"{serving.table(record['results'])}\n\n{machine_line(record)}"
     for backbone in ("resnet50", "mobilenetv2_100"):
         found[f"batch {backbone}"] = training_step.table(backbone, steps[backbone])
     return found

@@ -1,12 +1,18 @@
 """What HTTP costs, and what overload does: a server in a process of its own, asked from this one.
 
-    python benchmarks/serving.py BUNDLE [--images FOLDER] [--seconds 10] [--rounds 5] [--runtime auto] [--json FILE]
+    python benchmarks/serving.py [MODEL ...] [--images FOLDER] [--seconds 15] [--rounds 5] [--runtime auto]
+        [--json FILE]
+
+MODEL is a bundle or an artifact; without any, networks with fresh weights at 224 px, exported to OpenVINO in fp32 and
+int8, which cost what trained ones do. With --json the record is written after each model, and models that it already
+holds under the same settings are not measured again.
 
     one            milliseconds for one picture, `Recognizer` in this process and over HTTP, taking turns; medians
-    batches        pictures a second in requests of 16, likewise; HTTP keeps two requests on their way
+    batches        pictures a second in requests of 16, HTTP keeping two of them on their way, and by
+                   `Recognizer.stream`, which reads ahead
     clients        pictures a second of 16 clients with one picture a request: what batching makes of them
-    overload       five times that rate, arriving as a Poisson process: pictures answered a second as a share of it,
-                   requests refused, and how long a refusal takes
+    overload       five times that rate, arriving as a Poisson process: what this process managed to ask a second,
+                   pictures answered a second as a share of the rate, requests refused, and how long a refusal takes
     recovery       seconds from the end of the overload to the first answer as fast as twice the median
 
 Both processes share the machine's cores; on few of them the client takes time from the server.
@@ -17,16 +23,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
+import os
 import random
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +42,14 @@ import numpy as np
 from PIL import Image
 
 import vmmr
+from inference import artifacts, fastest, photographs, random_bundle, say
+from vmmr.data.pixels import cores
+from vmmr.export.tuned import machine, remember
+from vmmr.files import whole_file
 from vmmr.recognizer import Recognizer
 
 BATCH, CLIENTS, OVERLOAD = 16, 16, 5
+BACKBONES, FORMS = ("mobilenetv2_100", "resnet50"), (("openvino", "fp32"), ("openvino", "int8"))
 COMMAND = "import sys; from vmmr.cli import main; sys.argv[0] = 'vmmr'; raise SystemExit(main())"
 
 
@@ -181,19 +194,25 @@ def measure(recognizer: Recognizer, port: int, images: list[bytes], seconds: flo
             recognizer(images[len(here) % BATCH])
             here.append(time.perf_counter() - started)
         there += asyncio.run(closed(port, single, 1, share))
+        say(f"one picture: {1e3 * statistics.median(here):.1f} ms, over HTTP {1e3 * statistics.median(there):.1f} ms")
         started, count = time.perf_counter(), 0
-        while time.perf_counter() < started + share:
-            recognizer.answers(images)
-            count += BATCH
+        for count, _ in enumerate(recognizer.stream(chain.from_iterable(repeat(images))), 1):
+            if count % BATCH == 0 and time.perf_counter() >= started + share:
+                break
         batch_here.append(count / (time.perf_counter() - started))
         started = time.perf_counter()
         count = BATCH * len(asyncio.run(closed(port, sixteen, 2, share)))
         batch_there.append(count / (time.perf_counter() - started))
+        say(f"batches: {batch_here[-1]:.0f} a second, over HTTP {batch_there[-1]:.0f}")
     started = time.perf_counter()
     peak = len(asyncio.run(closed(port, single, CLIENTS, seconds))) / (time.perf_counter() - started)
+    say(f"{CLIENTS} clients: {peak:.0f} a second")
     started = time.perf_counter()
     said = asyncio.run(opened(port, single, OVERLOAD * peak, seconds))
-    good = sum(status == 200 for status, _ in said) / (time.perf_counter() - started)
+    elapsed = time.perf_counter() - started
+    recovery = asyncio.run(recovered(port, single[0], 2 * statistics.median(there)))
+    good = sum(status == 200 for status, _ in said) / elapsed
+    say(f"overload: {len(said) / elapsed:.0f} asked a second, {good:.0f} answered; recovered in {recovery:.2f} s")
     refused = sorted(elapsed for status, elapsed in said if status == 503)
     one = statistics.median(there)
     return {
@@ -203,7 +222,8 @@ def measure(recognizer: Recognizer, port: int, images: list[bytes], seconds: flo
         "batch_share": statistics.median(batch_there) / statistics.median(batch_here),
         "clients_per_s": peak,
         "overload": {
-            "asked_per_s": OVERLOAD * peak,
+            "meant_per_s": OVERLOAD * peak,
+            "asked_per_s": len(said) / elapsed,
             "answered_share_of_peak": good / peak,
             "refused": len(refused) / len(said),
             "refusal_ms": {q: 1e3 * refused[int(share * len(refused))] for q, share in (("p50", 0.5), ("p99", 0.99))}
@@ -211,27 +231,77 @@ def measure(recognizer: Recognizer, port: int, images: list[bytes], seconds: flo
             else None,
             "other": sum(status not in (200, 503) for status, _ in said),
         },
-        "recovery_s": asyncio.run(recovered(port, single[0], 2 * one)),
+        "recovery_s": recovery,
     }
 
 
+def table(results: dict[str, Any]) -> str:
+    """Markdown: what was measured, a row each, and every model."""
+    rows = {
+        "one picture, in process, ms": lambda r: f"{r['one_ms']['here']:.2f}",
+        "one picture, over HTTP, ms": lambda r: f"{r['one_ms']['http']:.2f}",
+        "HTTP adds, ms": lambda r: f"{r['overhead_ms']:.2f}",
+        "batches, in process, images/s": lambda r: f"{r['batches_per_s']['here']:.0f}",
+        "batches, over HTTP, images/s": lambda r: f"{r['batches_per_s']['http']:.0f} ({r['batch_share']:.0%})",
+        f"{CLIENTS} clients, images/s": lambda r: f"{r['clients_per_s']:.0f}",
+        "overload: asked a second": lambda r: f"{r['overload']['asked_per_s']:.0f}",
+        "overload: answered, of the clients' rate": lambda r: f"{r['overload']['answered_share_of_peak']:.0%}",
+        "overload: refused": lambda r: f"{r['overload']['refused']:.0%}",
+        "overload: a refusal takes, ms, median and p99": lambda r: _refusals(r["overload"]["refusal_ms"]),
+        "overload: anything else": lambda r: str(r["overload"]["other"]),
+        "recovery, s": lambda r: f"{r['recovery_s']:.2f}",
+    }
+    lines = [f"| | {' | '.join(results)} |", "|---|" + "---|" * len(results)]
+    lines += [f"| {title} | {' | '.join(map(shown, results.values()))} |" for title, shown in rows.items()]
+    return "\n".join(lines)
+
+
+def _refusals(found: dict[str, float] | None) -> str:
+    return "none" if found is None else f"{found['p50']:.1f}, {found['p99']:.1f}"
+
+
+def models(names: Sequence[str], held: Sequence[str], folder: Path) -> Iterator[tuple[str, str]]:
+    """A title and a folder of each that is not held; what is made here gets the record that `vmmr bench` leaves."""
+    if names:
+        yield from ((Path(name).name, name) for name in names if Path(name).name not in held)
+        return
+    os.environ["XDG_CACHE_HOME"] = str(folder)  # these networks do not last
+    for backbone in BACKBONES:
+        for form in FORMS:
+            title, home = f"{backbone}, {' '.join(form)}", folder / backbone
+            if title not in held:
+                say(f"exporting {title}")
+                [made] = artifacts(random_bundle(backbone), photographs(BATCH), home, [form]).values()
+                remember(made, fastest(made, cores()))
+                yield title, str(home / "-".join(form))
+
+
 def main() -> None:
-    """Print it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle")
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*")
     parser.add_argument("--images", help="folder of JPEGs")
-    parser.add_argument("--seconds", type=float, default=10.0, help="each measurement takes")
+    parser.add_argument("--seconds", type=float, default=15.0, help="each measurement takes")
     parser.add_argument("--rounds", type=int, default=5, help="turns between here and HTTP")
     parser.add_argument("--runtime", default="auto")
-    parser.add_argument("--json", help="write the result here")
+    parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
-    recognizer = vmmr.load(args.bundle, runtime=args.runtime)
-    with serving(args.bundle, args.runtime) as port:
-        found = measure(recognizer, port, pictures(args.images), args.seconds, args.rounds)
-    found |= {"runtime": recognizer.runtime.name, "machine": platform.processor(), "bundle": args.bundle}
-    print(json.dumps(found, indent=1))
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    settings = {name: getattr(args, name) for name in ("images", "seconds", "rounds", "runtime")}
+    document: dict[str, Any] = {"machine": machine(), "settings": settings, "results": {}}
+    if args.json and args.json.exists():
+        before = json.loads(args.json.read_text(encoding="utf-8"))
+        if (before["machine"], before["settings"]) == (document["machine"], settings):
+            document["results"] = before["results"]
+    with tempfile.TemporaryDirectory() as folder:
+        for title, model in models(args.models, list(document["results"]), Path(folder)):
+            say(title)
+            recognizer = vmmr.load(model, runtime=args.runtime)
+            with serving(model, args.runtime) as port:
+                document["results"][title] = measure(recognizer, port, pictures(args.images), args.seconds, args.rounds)
+            if args.json:
+                with whole_file(args.json) as file:
+                    file.write((json.dumps(document, indent=1) + "\n").encode())
+    print(table(document["results"]))
 
 
 if __name__ == "__main__":

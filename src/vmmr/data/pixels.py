@@ -52,6 +52,8 @@ def thread_map(work: Callable[[int], _T], count: int, *, workers: int = 2, progr
     >>> thread_map(lambda i: i * i, 5)
     [0, 1, 4, 9, 16]
     """
+    if count <= 1 and progress is None:  # a server is mostly asked for one
+        return [work(index) for index in range(count)]
     size = max(1, min(64, count // (8 * workers)))  # a task for every item would cost memory in the millions
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     pool = ThreadPoolExecutor(workers)

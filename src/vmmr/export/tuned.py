@@ -43,12 +43,18 @@ class Plan:
         return artifact.runtime(self.runtime, threads=self.threads, streams=self.streams, batch=self.batch)
 
 
-def plans(artifact: Artifact, runtimes: Iterable[str] = (), batches: Iterable[int] = (1, 2, 4, 8, 16)) -> list[Plan]:
-    """What is worth a try with all cores: parts of every size, one after the other or side by side.
+def plans(
+    artifact: Artifact,
+    runtimes: Iterable[str] = (),
+    batches: Iterable[int] = (1, 2, 4, 8, 16),
+    *,
+    threads: int | None = None,
+) -> list[Plan]:
+    """What is worth a try: parts of every size, one after the other or side by side.
 
-    runtimes: only these.
+    runtimes: only these. threads: None for all cores.
     """
-    wanted, threads = tuple(runtimes), cores()
+    wanted, threads = tuple(runtimes), threads or cores()
     return [
         Plan(name, threads, streams, batch)
         for name in runtimes_for(artifact.format, artifact.precision)
