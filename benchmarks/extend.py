@@ -76,12 +76,12 @@ def _key(answer: Answer) -> tuple[str, str, int | None]:
     return answer.make, answer.model, answer.year
 
 
-def judged(before: vmmr.Recognizer, after: vmmr.Recognizer, shown: dict[str, Manifest]) -> dict[str, Any]:
+def judged(before: dict[str, list[Answer]], after: vmmr.Recognizer, shown: dict[str, Manifest]) -> dict[str, Any]:
     """Shares of test images, by who they are: top-1, and taken for unknown, before and after; old answers changed."""
     found: dict[str, Any] = {}
     for name, rows in shown.items():
         truth = [rows.vehicles[0][kind][:3] for kind in rows.vehicles[1].tolist()]
-        was, now = _answers(before, rows), _answers(after, rows)
+        was, now = before[name], _answers(after, rows)
         found[name] = {"images": len(rows)}
         for when, said in (("before", was), ("after", now)):
             found[name][f"top1_{when}"] = float(np.mean([_key(a) == t for a, t in zip(said, truth, strict=True)]))
@@ -118,14 +118,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "new": _rows_of(manifest, fresh, "test"),
         "unknown": _rows_of(manifest, {*held} - fresh, "test"),
     }
-    before = vmmr.load(source)
+    recognizer = vmmr.load(source)
     document: dict[str, Any] = {
         "seed": args.seed,
         "images": args.images,
-        "classes": {"old": len(before.taxonomy), "new": args.new, "unknown": len(held) - args.new},
+        "classes": {"old": len(recognizer.taxonomy), "new": args.new, "unknown": len(held) - args.new},
         "new": sorted(VehicleClass(*key).name for key in fresh),
         "ways": {},
     }
+    before = {name: _answers(recognizer, rows) for name, rows in shown.items()}
     for name, old in (("old data", known), ("bank alone", None)):
         started = time.perf_counter()
         found = extend_gallery(source, new, old=old, bound=args.bound, force=True)
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--protocol", type=Path, help="which classes are known")
     parser.add_argument("--new", type=int, default=None, help="new classes; 20, or 6 of rendered ones")
     parser.add_argument("--images", type=int, default=20, help="of each new class")
-    parser.add_argument("--bound", type=float, default=0.01)
+    parser.add_argument("--bound", type=float, default=0.02)
     parser.add_argument("--epochs", type=int, default=12, help="of the rendered network")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

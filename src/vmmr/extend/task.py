@@ -68,7 +68,7 @@ def extend_task(
     *,
     old: Manifest | None,
     settings: TaskSettings | None = None,
-    bound: float = 0.01,
+    bound: float = 0.02,
     least: int = 5,
     max_drop: float = 0.5,
     force: bool = False,
