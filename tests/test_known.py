@@ -234,7 +234,7 @@ def test_the_server_says_what_the_recogniser_says(recognizer: Recognizer, pictur
     items = [{"want": "answer", "top": 2} for _ in pictures]
     items[3] = {"want": "embedding"}
     items.append({"want": "answer", "top": 2, "box": [0, 0, 48, 15]})
-    results = model.do(items, [*pictures, pictures[0]])["results"]
+    results = model.do(items, [*pictures, pictures[0]])[0]["results"]
     wanted = recognizer(pictures, top=2)
     for place, (result, answer) in enumerate(zip(results, wanted, strict=False)):
         if place != 3:

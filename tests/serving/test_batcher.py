@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vmmr.serving.batcher import Batcher, Picture
+from vmmr.serving.frames import Frame
 from vmmr.serving.metrics import Metrics
 from vmmr.serving.schema import RefusalError
 from vmmr.serving.supervisor import WorkerLostError
@@ -20,13 +21,13 @@ class Worker:
     def __init__(self, pass_s: float) -> None:
         self.pass_s, self.passes, self.model, self.lost = pass_s, list[int](), {"version": "1"}, False
 
-    async def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> dict[str, Any]:
+    async def do(self, items: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> Frame:
         """One pass."""
         self.passes.append(len(blobs))
         await asyncio.sleep(self.pass_s)
         if self.lost:
             raise WorkerLostError
-        return {"results": [{"said": blob} for blob in blobs], "read_ms": 0.0, "pass_ms": 1e3 * self.pass_s}
+        return {"results": [{"said": blob} for blob in blobs], "read_ms": 0.0, "pass_ms": 1e3 * self.pass_s}, []
 
 
 def run(
