@@ -110,6 +110,27 @@ def test_without_old_data_the_bound_rests_on_the_bank(known: Path, new_cars: Pat
     assert bundle.spec.temperature == parent.spec.temperature
 
 
+def test_neighbours_that_are_weighed_by_confidence_learn_new_cars_as_well(
+    known: Path, old_cars: Path, new_cars: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(known, tmp_path / "bundle")
+    assert main(["calibrate", str(folder), "--data", str(old_cars), "--unknown", "nnguide"]) == 0
+    extended = extend_gallery(folder, Manifest.load(new_cars), old=Manifest.load(old_cars)).bundle
+    parent = read_bundle(folder).detector
+    assert parent is not None
+    assert extended.detector is not None
+    bank, grown = parent.fitted, extended.detector.fitted
+    assert isinstance(bank, KNNFitted)
+    assert isinstance(grown, KNNFitted)
+    torch.testing.assert_close(grown.bank[: len(bank.bank)], bank.bank)
+    added = grown.bank[len(bank.bank) :].norm(dim=1)
+    torch.testing.assert_close(added, bank.bank.norm(dim=1).median().expand(len(added)))
+    assert extended.added["new"]["known"] >= 0.9
+    assert extended.detector.gate.known >= parent.gate.known
+    answers = vmmr.load(write_bundle(tmp_path / "new", extended))(pictures(new_cars))
+    assert sum(bool(answer.known) for answer in answers) >= 6
+
+
 def test_a_rollback_gives_every_byte_back(extended: Path, known: Path, tmp_path: Path) -> None:
     assert main(["rollback", str(extended), "--out", str(tmp_path / "back")]) == 0
     names = sorted(path.name for path in known.iterdir())

@@ -62,8 +62,8 @@ def extend_gallery(
 
     Held-out numbers of new classes come from five folds. The temperature is fitted anew where there is old data; the
     scale of the new logits is, so that their confidence is right at that temperature. A detector by neighbours gets
-    the new images as well (`grown_knn`), pulled to their means until 90 % of held-out ones are known; its gate stays.
-    Of one without constants the gate is opened until 90 % are.
+    the new images as well (`grown_knn`), pulled to their means until 90 % of held-out ones are known; where that is not
+    enough, and without constants, the gate is opened until they are.
 
     Raises ConfigError for a detector of another score, and as `fresh_rows` and `old_images`.
     """

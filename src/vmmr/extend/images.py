@@ -130,7 +130,7 @@ def old_images(bundle: Bundle, network: Network, old: Manifest | None, *, progre
     """
     held = bank = None
     detector = bundle.detector
-    if detector is not None and isinstance(detector.fitted, KNNFitted) and detector.score == "knn":
+    if detector is not None and isinstance(detector.fitted, KNNFitted):
         bank = detector.fitted.bank, detector.fitted.label, "training images in the bundle's bank"
     if old is not None:
         train, validation = old_splits(old)

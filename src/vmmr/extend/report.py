@@ -57,34 +57,31 @@ class Split(NamedTuple):
 
 
 def grown_detector(detector: Detector | None, shown: Seen, splits: Sequence[Split]) -> Known:
-    """The detector that knows images of new classes too, shown: by neighbours the new bank, else a gate further open.
-    splits: what says how far, so that 90 % of images that it was not given are known."""
+    """The detector that knows images of new classes too, shown: by neighbours the new bank, and a gate further open
+    where that is not enough or there is no bank. splits: what says how far, so that 90 % of images that it was not
+    given are known."""
     if detector is None:
         return Known(None, None)
-    gate = detector.gate
-    if not isinstance(detector.fitted, KNNFitted):
-        found = torch.cat([strangeness(detector.score, s.out.features, s.scores, detector.fitted) for s in splits])
-        known = max(gate.known, accept_threshold(found, _ACCEPT))
-        gate = replace(gate, known=known, vehicle=max(known, gate.vehicle))
-        return Known(replace(detector, gate=gate), float((found <= known).double().mean()))
-    share, chosen = 0.0, _PULLS[-1]
-    for pull in _PULLS:
-        banks = [grown_knn(detector.fitted, split.learned.features, split.learned.labels, pull) for split in splits]
-        parts = zip(splits, banks, strict=True)
-        found = torch.cat(
-            [strangeness(detector.score, split.out.features, split.scores, bank) for split, bank in parts]
-        )
-        share = float((found <= gate.known).double().mean())
-        if share >= _ACCEPT:
-            chosen = pull
+    fitted, gate = detector.fitted, detector.gate
+
+    def grown(seen: Seen, pull: float) -> Fitted:
+        return grown_knn(fitted, seen.features, seen.labels, pull) if isinstance(fitted, KNNFitted) else fitted
+
+    for pull in _PULLS if isinstance(fitted, KNNFitted) else _PULLS[:1]:
+        strange = [strangeness(detector.score, s.out.features, s.scores, grown(s.learned, pull)) for s in splits]
+        found = torch.cat(strange)
+        if float((found <= gate.known).double().mean()) >= _ACCEPT:
             break
-    return Known(replace(detector, fitted=grown_knn(detector.fitted, shown.features, shown.labels, chosen)), share)
+    known = max(gate.known, accept_threshold(found, _ACCEPT))
+    gate = replace(gate, known=known, vehicle=max(known, gate.vehicle))
+    share = float((found <= known).double().mean())
+    return Known(replace(detector, gate=gate, fitted=grown(shown, pull)), share)
 
 
 def require_extendable_detector(bundle: Bundle) -> None:
     """ConfigError where the constants of the bundle's detector cannot be extended."""
     detector = bundle.detector
-    if detector is not None and detector.score != "knn" and SCORES[detector.score].kind is not Fitted:
+    if detector is not None and SCORES[detector.score].kind not in (Fitted, KNNFitted):
         raise ConfigError(
             f"the constants of {detector.score} cannot be extended",
             do="calibrate the bundle with another score first: vmmr calibrate --unknown knn",

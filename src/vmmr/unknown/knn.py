@@ -36,15 +36,17 @@ def grown_knn(fitted: KNNFitted, features: Tensor, labels: Tensor, pull: float, 
 
     A new class has a few images where an old one has many, of which the network learned to tell nothing apart: its own
     images lie far from each other. pull: how far, in [0, 1], its rows are moved towards the direction of their mean;
-    rows are repeated to `least`, the neighbours that `knn` looks at.
+    rows are repeated to `least`, the neighbours that `knn` looks at. They get the median length of the bank's rows: 1,
+    or in that of `nnguide` a confidence like others'.
     """
     unit = functional.normalize(features, dim=1)
+    length = fitted.bank.norm(dim=1).median()
     rows, names = [fitted.bank], [fitted.label]
     for label in torch.unique(labels).tolist():
         own = unit[labels == label]
         moved = functional.normalize(torch.lerp(own, functional.normalize(own.mean(dim=0), dim=0), pull), dim=1)
         moved = moved.repeat(-(-least // len(own)), 1)
-        rows.append(moved)
+        rows.append(length * moved)
         names.append(torch.full((len(moved),), label))
     return KNNFitted(torch.cat(rows), torch.cat(names))
 
