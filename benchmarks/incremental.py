@@ -10,7 +10,9 @@ every task each method puts about --images images through what it trains, in who
 the network is cut in two; what stands before is frozen and computed once for each image and its mirror image. All
 methods learn what stands behind it, of the task's images cropped at the centre; "banks" alone, as published, bank the
 BatchNorms of the whole network and learn from random crops. Without a layer all methods learn the whole network.
-"heads alone" have the BatchNorms of the base network in all tasks: what the banks add.
+"heads alone" have the BatchNorms of the base network in all tasks: what the banks add. Class means, discriminants and
+"gallery" train nothing and keep sums of features instead of exemplars; "gallery" is that of `vmmr extend`: the answer
+of the base network stands but where the discriminant of a new class leads by enough.
 
 Nothing is chosen by test images. A (seed, method, budget) that is finished is not run again. Prints Markdown tables and
 writes results.json.
@@ -37,7 +39,9 @@ from incremental_stream import Kept, Stream, open_stream
 from vmmr.evaluation.cost import answer_time
 from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
 from vmmr.evaluation.seeds import with_spread
+from vmmr.files import whole_file
 from vmmr.incremental.banks import BankedNetwork
+from vmmr.incremental.gallery import crossfit, discriminants, fit_offset, fold_of, margins, moments
 from vmmr.incremental.icarl import icarl_loss
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.prototypes import class_means, cosines
@@ -52,7 +56,9 @@ GROWING: dict[str, Loss | None] = {
     "icarl": icarl_loss,
     "weight aligning": distilled_cross_entropy,
 }
-WITHOUT_MEMORY = ("class means", "fine-tuning", "joint")
+WITHOUT_MEMORY = ("class means", "discriminants", "gallery", "fine-tuning", "joint")
+BOUND = 0.02
+"""The share of old answers that a gallery may change, as `vmmr extend` has it."""
 METHODS = (*WITHOUT_MEMORY, "replay", "icarl", "weight aligning", "heads alone", "late banks", "banks")
 
 
@@ -187,6 +193,37 @@ def run_class_means(stream: Stream, args: argparse.Namespace, method: str, memor
     return {"rows": {method: stream_scores(stages, stream.labels[stream.test], stream.classes, parameters)}}
 
 
+def run_discriminants(
+    stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int
+) -> dict[str, Any]:
+    """The base network as it is, and linear discriminants of all classes, or of the new ones before its answers."""
+    network = GrowingNetwork(stream.rest)
+    network.eval()
+    seen, shown = _features(network, stream, torch.arange(stream.training)), _features(network, stream, stream.test)
+    labels, base = stream.labels[: stream.training], stream.classes[0]
+    with torch.no_grad():
+        old_answers = network.head(shown).argmax(dim=1)
+    unit = torch.nn.functional.normalize(shown.double(), dim=1)
+    stages, parameters = [], []
+    for task, last in enumerate(accumulate(stream.classes)):
+        there = labels < last
+        weight, bias = discriminants(moments(seen[there], labels[there], last))
+        scores = unit @ weight.T + bias
+        stage = _answered(scores, 1 - scores.softmax(dim=1).amax(dim=1), stream)
+        if method == "gallery":
+            label = old_answers
+            if task:
+                fold = fold_of(labels[there], np.arange(int(there.sum())), 5)
+                held = crossfit(seen[there], labels[there], last, fold)[labels[there] < base]
+                offset, _ = fit_offset(margins(held, base).amax(dim=1), BOUND)
+                lead, new = margins(scores, base).max(dim=1)
+                label = torch.where(lead > offset, base + new, old_answers)
+            stage = stage._replace(answers=label.numpy(), tasks=tasks_of(label.numpy(), stream.classes))
+        stages.append(stage)
+        parameters.append(_parameters(network.backbone, stream.stem) + last * (weight.shape[1] + 1))
+    return {"rows": {method: stream_scores(stages, stream.labels[stream.test], stream.classes, parameters)}}
+
+
 def run_joint(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
     """All classes at once, of all their images, with the images of all tasks to train on: what could be had at most."""
     network = GrowingNetwork(stream.rest)
@@ -210,6 +247,8 @@ def _say(method: str, task: int, stream: Stream, stages: list[Stage]) -> None:
 
 RUN: dict[str, Callable[..., dict[str, Any]]] = {
     "class means": run_class_means,
+    "discriminants": run_discriminants,
+    "gallery": run_discriminants,
     "joint": run_joint,
     "heads alone": run_banks,
     "late banks": run_banks,
@@ -300,10 +339,9 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     return {**json.loads(about.read_text()), "times": json.loads(costs.read_text()), "runs": runs}
 
 
-def _write(file: Path, document: dict[str, Any]) -> None:
-    beside = file.with_suffix(".part")
-    beside.write_text(json.dumps(document, indent=1))
-    beside.replace(file)
+def _write(path: Path, document: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(document, indent=1).encode())
 
 
 def main() -> None:
