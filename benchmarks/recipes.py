@@ -105,6 +105,9 @@ LEVERS: dict[str, tuple[Stage, ...]] = {
     f"{OURS}, image statistics": _both(statistics="image"),
     "PMAL, trunk kept": (("pmal_fast", 1, {**SLIM, "keep": "trunk"}),),
     "PMAL, trunk kept, image statistics": (("pmal_fast", 1, {**SLIM, "keep": "trunk", "statistics": "image"}),),
+    "PMAL, trunk kept, image statistics, no restored pass": (
+        ("pmal_fast", 1, {**SLIM, "keep": "trunk", "statistics": "image", "restored_weight": 0.0}),
+    ),
     f"{OURS}, varied noise": _both(noise="varied"),
     f"{OURS}, varied noise, image statistics": _both(noise="varied", statistics="image"),
     f"{OURS}, lean heads": _both(heads="lean"),
