@@ -13,6 +13,7 @@ def contrast(image: Tensor) -> Tensor:
     """Standard deviation of the brightness of images [B, 3, H, W] in [-1, 1]: [B] in [0, 0.5]. Fog, darkness and washed
     out colours lower it.
 
+    >>> import torch
     >>> contrast(torch.zeros(1, 3, 4, 4))
     tensor([0.])
     """
