@@ -81,14 +81,16 @@ def test_every_plan_gives_the_same_answers(artifact: Artifact) -> None:
 
 def test_what_is_worth_a_try(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmmr.export.tuned.cores", lambda: 4)
-    found = plans(artifact, batches=(1, 8))
+    found = plans(artifact, batches=(1, 4, 8))
     assert [(p.runtime, p.threads, p.streams, p.batch) for p in found] == [
         ("onnxruntime", 4, 1, 1),
+        ("onnxruntime", 4, 1, 4),
         ("onnxruntime", 4, 1, 8),
         ("openvino", 4, 1, 1),
+        ("openvino", 4, 1, 4),
         ("openvino", 4, 1, 8),
         ("openvino", 4, 4, 1),
-        ("openvino", 4, 4, 8),
+        ("openvino", 4, 4, 4),  # no 8: two of four streams would have a call of 16
     ]
     assert {plan.runtime for plan in plans(artifact, ["openvino"])} == {"openvino"}
     assert {plan.runtime for plan in plans(replace(artifact, precision="int8"))} == {"onnxruntime"}

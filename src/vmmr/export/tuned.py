@@ -27,6 +27,7 @@ from vmmr.files import whole_file
 __all__ = ["Plan", "machine", "plans", "remember", "remembered"]
 
 _MOST = 4096  # of a number in a record
+_CALL = 16  # pictures that still keep all streams busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ def plans(
     *,
     threads: int | None = None,
 ) -> list[Plan]:
-    """What is worth a try: parts of every size, one after the other or side by side.
+    """What is worth a try: parts of every size, one after the other or side by side. Side by side they are so small that
+    a call of 16 keeps all streams busy, as calls are not always full.
 
     runtimes: only these. threads: None for all cores.
     """
@@ -61,6 +63,7 @@ def plans(
         if not wanted or name in wanted
         for streams in ((1, threads) if name == "openvino" and threads > 1 else (1,))
         for batch in batches
+        if streams == 1 or batch <= max(1, _CALL // streams)
     ]
 
 
