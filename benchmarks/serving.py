@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import chain, repeat
 from pathlib import Path
@@ -86,23 +86,32 @@ class Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, asked: bytes) -> tuple[int, float]:
-        """Status, and seconds until the last byte was here."""
+        """Status, and seconds until the last byte was here; status 0 where the connection broke. One that the server
+        ends is opened anew for the next."""
         started = time.perf_counter()
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        writer.write(asked)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head)
-        assert length is not None
-        await reader.readexactly(int(length[1]))
+        try:
+            if self._streams is None:
+                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = self._streams
+            writer.write(asked)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+        except (asyncio.IncompleteReadError, OSError):
+            await self.close()
+            return 0, time.perf_counter() - started
+        if b"connection: close" in head.lower():
+            await self.close()
         return int(head[9:12]), time.perf_counter() - started
 
     async def close(self) -> None:
         """End it."""
         if self._streams is not None:
             self._streams[1].close()
-            await self._streams[1].wait_closed()
+            with suppress(OSError):
+                await self._streams[1].wait_closed()
+            self._streams = None
 
 
 @contextmanager
