@@ -1,8 +1,8 @@
 """Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
 
-A record is what a run wrote: results.json of recipes.py and fast_and_published.py, the --json of
-training_step.py, evaluate.py, inference.py and serving.py, demo.json of `vmmr demo`. --check writes nothing and fails
-where the page and the records disagree.
+A record is what a run wrote: results.json of recipes.py, fast_and_published.py, openset.py and incremental.py, the
+--json of training_step.py, evaluate.py, inference.py and serving.py, demo.json of `vmmr demo`. --check writes nothing
+and fails where the page and the records disagree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 
 import evaluate
 import fast_and_published
+import incremental
 import inference
+import openset
 import recipes
 import serving
 import training_step
@@ -69,6 +71,7 @@ def machine_line(record: dict[str, Any]) -> str:
 def tables() -> dict[str, str]:
     """Every table of the page by the name that its markers carry."""
     steps = _read("training_step.json")
+    new_cars = _read("incremental.json")["records"]
     found = {
         "fast and published": fast_and_published.table(_read("fast_and_published.json")),
         "whole benchmark": evaluate.table(_read("evaluate.json")),
@@ -76,6 +79,8 @@ def tables() -> dict[str, str]:
         "recipes on validation images": recipes.table(_read("recipes_rendered.json")["records"], "val"),
         "recipes on a quarter of the labels": recipes.table(_read("recipes_quarter.json")["records"], "test"),
         "recipes on real cars": recipes.table(_read("recipes_real.json")["records"], "test"),
+        "open sets on real cars": openset.tables(_read("openset.json")["records"]),
+        "new cars": incremental.tables(new_cars, new_cars[0]["times"]),
         "precision": precision_table(_read("precision.json")),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
