@@ -51,8 +51,8 @@ def plans(
     *,
     threads: int | None = None,
 ) -> list[Plan]:
-    """What is worth a try: parts of every size, one after the other or side by side. Side by side they are so small that
-    a call of 16 keeps all streams busy, as calls are not always full.
+    """What is worth a try: parts of every size, one after the other or side by side. Side by side they are so small
+    that a call of 16 keeps all streams busy, as calls are not always full.
 
     runtimes: only these. threads: None for all cores.
     """
