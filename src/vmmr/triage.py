@@ -117,8 +117,11 @@ def run_triage(
             _candidate(number, np.flatnonzero(groups == number), rows, strange, known, within)
             for number in range(int(groups.max(initial=-1)) + 1)
         ]
-        _write_table(out / "candidates.csv", np.flatnonzero(groups >= 0), rows, groups, candidates, apart, known.names)
-        _write_table(out / "unclustered.csv", np.flatnonzero(groups < 0), rows, groups, candidates, apart, known.names)
+        tables = {
+            out / name: _table(np.flatnonzero(chosen), rows, groups, candidates, apart, known.names)
+            for name, chosen in (("candidates.csv", groups >= 0), ("unclustered.csv", groups < 0))
+        }
+        _write_tables(tables)
         told = Triage(
             pictures=done.pictures,
             failed=done.failed + unreadable,
@@ -168,8 +171,16 @@ def _known(recognizer: Recognizer) -> _Known:
 
 
 def _embed(recognizer: Recognizer, out: Path, progress: bool) -> None:
-    """The strange pictures of every part with the directions of their features, unless they are there already."""
+    """The strange pictures of every part with the directions of their features, unless they are there already.
+    ConfigError where those are of other answers."""
     (out / "embeddings").mkdir(exist_ok=True)
+    job, own = (out / "answers" / "_job.json").read_bytes(), out / "embeddings" / "_job.json"
+    if not own.exists():
+        with whole_file(own) as file:
+            file.write(job)
+    elif own.read_bytes() != job:
+        do = "delete them, or name a new folder"
+        raise ConfigError("these embeddings are of other answers", got=own.parent, do=do)
     missing = [part for part in _parts(out / "answers") if not (out / "embeddings" / part.name).exists()]
     console = Console(stderr=True)
     for part in track(missing, "embedding", console=console, disable=not progress, transient=True):
@@ -228,7 +239,7 @@ def _candidate(
 ) -> Candidate:
     """A group with what it is near to, its members from the most typical on."""
     centre = strange[members].mean(axis=0, keepdims=True)
-    spread = average_distance(strange[members], centre)[:, 0]
+    spread = average_distance(strange[members], centre)[:, 0]  # from all members, itself included
     apart = average_distance(centre, known.means)[0]
     makes = Counter(rows[row]["make"] for row in members)
     make, votes = makes.most_common(1)[0]
@@ -238,7 +249,7 @@ def _candidate(
         make=make if votes >= _AGREED * len(members) else "",
         votes=votes / len(members),
         nearest=[(known.names[place], float(apart[place])) for place in np.argsort(apart, kind="stable")[:3]],
-        spread=float(spread.mean()),
+        spread=float(spread.mean()) * len(members) / max(1, len(members) - 1),
         within=within,
     )
 
@@ -257,16 +268,15 @@ def _show(candidate: Candidate, recognizer: Recognizer, rows: list[dict[str, Any
             continue
 
 
-def _write_table(
-    path: Path,
+def _table(
     chosen: NDArray[np.int64],
     rows: list[dict[str, Any]],
     groups: NDArray[np.int64],
     candidates: list[Candidate],
     apart: NDArray[np.float32],
     names: list[str],
-) -> None:
-    """Some of the pictures as a manifest, by candidate; refuses to take the place of another table."""
+) -> bytes:
+    """Some of the pictures as a manifest, by candidate."""
     found = []
     for row in sorted(chosen.tolist(), key=lambda row: (groups[row], row)):
         candidate = candidates[groups[row]] if groups[row] >= 0 else None
@@ -283,11 +293,18 @@ def _write_table(
         )
     file = BytesIO()
     pa_csv.write_csv(pa.Table.from_pylist(found, schema=_TABLE), file)
-    if path.exists() and path.read_bytes() != file.getvalue():
-        raise ConfigError(
-            "a table stands where this one belongs, and may have been edited",
-            got=path,
-            do="move it, or name a new folder",
-        )
-    with whole_file(path) as draft:
-        draft.write(file.getvalue())
+    return file.getvalue()
+
+
+def _write_tables(tables: dict[Path, bytes]) -> None:
+    """All of them, or none where one would take the place of another table."""
+    for path, text in tables.items():
+        if path.exists() and path.read_bytes() != text:
+            raise ConfigError(
+                "a table stands where this one belongs, and may have been edited",
+                got=path,
+                do="move it, or name a new folder",
+            )
+    for path, text in tables.items():
+        with whole_file(path) as file:
+            file.write(text)
