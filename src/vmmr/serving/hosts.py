@@ -59,12 +59,13 @@ class Hosts:
         return not stays_here(self.listens) and (not self.listed or _is_address(name))
 
     def asked_from(self, origin: str, host: str) -> bool:
-        """Whether a page of this origin may ask the server that it calls so: its own, or one of a listed name, behind
-        whatever proxy."""
+        """Whether a page of this origin may ask the server that it calls so: its own, or one of a listed name on the
+        usual port, behind whatever proxy. Other ports of this machine are other people's servers."""
         found = _ORIGIN.fullmatch(origin)
         if found is None:
             return False
-        return found[1].lower() == host.lower() or _name(found[1]) in self.listed
+        named = found[1].lower()
+        return named == host.lower() or (named in self.listed and not stays_here(named))
 
 
 def _name(host: str) -> str | None:

@@ -25,7 +25,7 @@ from PIL import Image
 from vmmr.answer import Box
 from vmmr.data.decode import DecodeLimits
 from vmmr.data.pixels import cores, thread_map
-from vmmr.errors import DataError, ImageError, VmmrError
+from vmmr.errors import ImageError, VmmrError
 from vmmr.export.runtime import Outputs
 from vmmr.recognizer import Crop, Prepared, Recognizer, directions, load
 from vmmr.serving.frames import Frame, pack, read_frame
@@ -102,7 +102,7 @@ class Model:
             image = self.recognizer.restore(picture)
         except ImageError:
             return {"error": "bad_image"}
-        except DataError:
+        except VmmrError:
             return {"error": "no_finite_output"}
         file = BytesIO()
         Image.fromarray(image).save(file, "PNG", compress_level=1)
