@@ -73,8 +73,12 @@ def _remember_best(artifact: Artifact, args: Namespace, document: dict[str, Any]
     found = tried(artifact, plans(artifact, args.runtimes), seconds=args.seconds / 2)
     document["plans"] = [{**asdict(plan), "images_per_s": rate} for plan, rate in found]
     plan, rate = found[0]
+    try:
+        kept = f"vmmr.load will use it: {remember(artifact, plan)}"
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where home is
+        kept = f"it could not be written down for vmmr.load: {error}"
     console.print(
         f"fastest: {plan.runtime}, {plan.threads} threads, {plan.streams} side by side, {plan.batch} pictures each: "
-        f"{rate:.0f} images/s. vmmr.load will use it: {remember(artifact, plan)}",
+        f"{rate:.0f} images/s. {kept}",
         soft_wrap=True,
     )

@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,13 @@ def _place(artifact: Artifact) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in runtimes_for("onnx", "fp32")}
+    found = {}
+    for name in runtimes_for("onnx", "fp32"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # the module of a distribution of another name, such as onnxruntime-gpu
+            found[name] = ""
+    return found
 
 
 def _processor() -> str:
