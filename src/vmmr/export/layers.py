@@ -59,6 +59,8 @@ def layered_network(bundle: Bundle) -> GalleryNetwork | TaskNetwork:
         return _task_network(bundle, network, new)
     width = (network if isinstance(network, Backbone) else network.backbone).width
     rows = bundle.tensors.get("reference_bias", torch.zeros(0)).numel()
+    if not rows or not all(torch.isfinite(value).all() for value in bundle.tensors.values()):
+        raise BundleError(f"{bundle.name} has a gallery without old classes, or with numbers that are not finite")
     return GalleryNetwork(network, Gallery(rows, new, width), parent.levels, bundle.levels)
 
 
