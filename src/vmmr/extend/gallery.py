@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vmmr.data.manifest import Manifest
+from vmmr.errors import DataError
 from vmmr.evaluation.calibration import fit_temperature
 from vmmr.export.extension import extended, read_extendable
 from vmmr.extend.images import Fresh, OldImages, Seen, fresh_rows, old_images, see
@@ -65,7 +66,8 @@ def extend_gallery(
     the new images as well (`grown_knn`), pulled to their means until 90 % of held-out ones are known; where that is not
     enough, and without constants, the gate is opened until they are.
 
-    Raises ConfigError for a detector of another score, and as `fresh_rows` and `old_images`.
+    Raises ConfigError for a detector of another score, DataError where all images of a class are of one group, and as
+    `fresh_rows` and `old_images`.
     """
     bundle, files = read_extendable(source)
     require_extendable_detector(bundle)
@@ -78,7 +80,9 @@ def extend_gallery(
     gallery, lead, apart = _fitted(before, shown, fresh, first)
     offset, promised = fit_offset(lead, bound)
     sure = apart.gather(1, (shown.labels - first)[:, None])[:, 0].isfinite()  # in its fold the class has other images
-    shown, apart = _part(shown, sure), apart[sure].clamp(min=_LEAST_MARGIN)
+    if not sure.all():
+        raise DataError("a class has images of one group alone", do="name groups only where pictures must not part")
+    apart = apart.clamp(min=_LEAST_MARGIN)
     told = [(shown, apart)]
     if before.held is not None:
         told.append((before.held, gallery.margins(before.held.features).double()))
@@ -113,7 +117,7 @@ def extend_gallery(
     temperature = bundle.spec.temperature
     if before.held is not None:
         temperature = fit_temperature(torch.cat(fitted), torch.cat([seen.labels for seen, _ in told]).numpy())
-    fold = fold_of(shown.labels, fresh.groups[fresh.rows][sure.numpy()], _FOLDS)
+    fold = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS)
     outs = [fold == name for name in torch.unique(fold).tolist()]
     splits = [Split(_part(shown, ~out), _part(shown, out), fitted[0][out]) for out in outs]
     detector = grown_detector(bundle.detector, shown, splits)

@@ -126,6 +126,9 @@ def old_images(bundle: Bundle, network: Network, old: Manifest | None, *, progre
     """Features of old training images, from the bank of the bundle's detector or, where it has none, of the split train
     of `old`; and validation images of `old`, where it is given. Test images are not touched.
 
+    In the bank of an extended bundle rows of the added classes are no images, see `grown_knn`: of classes that `old`
+    has, its own images are taken instead.
+
     Raises ConfigError where there is neither bank nor old data, ManifestError where the old data has no split val.
     """
     held = bank = None
@@ -135,10 +138,14 @@ def old_images(bundle: Bundle, network: Network, old: Manifest | None, *, progre
     if old is not None:
         train, validation = old_splits(old)
         held = _seen_of(bundle, network, validation, progress)
-        if bank is None:
+        if bank is None or bundle.parent is not None:
             some = np.random.default_rng(0).permutation(len(train))[:BANK]
             seen = _seen_of(bundle, network, train.select(np.sort(some)), progress)
-            bank = seen.features, seen.labels, "training images"
+            features, labels = seen.features, seen.labels
+            if bank is not None:
+                rest = ~torch.isin(bank[1], labels)
+                features, labels = torch.cat([features, bank[0][rest]]), torch.cat([labels, bank[1][rest]])
+            bank = features, labels, "training images"
     if bank is None:
         raise ConfigError(
             "new classes are told from old ones by features of old images, and there are none",

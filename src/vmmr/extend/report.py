@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_STEPS = 100
 _ACCEPT = 0.9  # of held-out images of new classes, as known: more would let strangers in as well
 
 
@@ -89,10 +90,16 @@ def require_extendable_detector(bundle: Bundle) -> None:
 
 
 def keep_promise(value: Tensor, step: float, changed: Callable[[], int], most: float) -> None:
-    """Raise a value in place, by growing steps, until at most so many old answers change."""
-    while changed() > most + 1e-6:
+    """Raise a value in place, by growing steps, until at most so many old answers change. TrainingError where no step
+    is enough."""
+    for _ in range(_STEPS):
+        if changed() <= most + 1e-6:
+            return
         value.add_(step)
         step *= 1.2
+    raise TrainingError(
+        "old answers change whatever the offset", got=f"{changed()}, {most:g} may", do="pass a higher bound"
+    )
 
 
 def told_new(shown: Seen, scores: Tensor, first: int) -> dict[str, Any]:
@@ -143,9 +150,12 @@ def card_section(added: Mapping[str, Any]) -> str:
         f"- new classes, {new['images']} held-out images: top-1 {_percent(new['top1'])} among all, "
         f"{_percent(new['top1_among_new'])} among the new ones"
         + ("" if new["known"] is None else f"; {_percent(new['known'])} of them are known vehicles"),
-        f"- bound: at most {_percent(bound['share'])} of old images, if they are like the {bound['of']}, change their "
-        "answer",
+        f"- bound: at most {_percent(bound['share'])} of old images, if they are like the {bound['of']}, "
+        + ("change their answer" if added["mode"] == "gallery" else "are answered as a new class")
+        + ("" if old is not None else "; of images that were not trained on, several times as many may"),
     ]
+    if added["mode"] == "task":
+        lines.append("- routing, temperature and gate were fitted on the same held-out and validation images")
     if old is None:
         lines.append("- old classes: not measured again, there were no validation images")
     else:

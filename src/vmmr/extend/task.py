@@ -93,6 +93,12 @@ def extend_task(
             got="no old data",
             do="pass --data, the manifest it was trained on, with splits train and val; or use the mode gallery",
         )
+    if bundle.detector is not None and bundle.detector.score != "knn":
+        raise ConfigError(
+            "logits of several tasks are routed, and the gate was fitted on others",
+            got=f"unknown {bundle.detector.score}",
+            do="calibrate the bundle by features alone first: vmmr calibrate --unknown knn",
+        )
     train, validation = old_splits(old)
     fresh = fresh_rows(bundle, new, least=least, progress=progress)
     network = bundle.network()
