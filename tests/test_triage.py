@@ -160,6 +160,13 @@ def test_it_goes_on_where_it_stopped_and_keeps_what_was_edited(
         run_triage(bundle, [folder], out, distance=0.05, part=10, progress=False)
     assert (out / "candidates.csv").read_text(encoding="utf-8") == text
     assert "Lime One" in Manifest.load(out / "candidates.csv").column("model").tolist()
+    (out / "candidates.csv").unlink()
+    with pytest.raises(ConfigError, match="may have been edited"):
+        run_triage(bundle, [folder], out, least=20, part=10, progress=False)
+    assert not (out / "candidates.csv").exists()  # all tables are of one run
+    (out / "embeddings" / "_job.json").write_text("{}")
+    with pytest.raises(ConfigError, match="of other answers"):
+        run_triage(bundle, [folder], out, distance=0.05, part=10, progress=False)
 
 
 def test_boxes_and_pictures_that_are_gone_meanwhile(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,14 @@ def test_every_plan_gives_the_same_answers(artifact: Artifact) -> None:
         kept = runtime(pixels)["logits"]
         runtime(255 - pixels)
         np.testing.assert_allclose(kept, wanted["logits"], atol=1e-4)  # not a buffer that the next call fills
+
+
+def test_runtimes_of_other_distributions_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("vmmr.export.tuned.version", version)
+    assert set(machine()["runtimes"].values()) == {""}
 
 
 def test_what_is_worth_a_try(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

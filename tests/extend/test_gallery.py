@@ -22,6 +22,7 @@ from vmmr.export.bundle import Bundle, read_bundle, write_bundle
 from vmmr.export.extension import roll_back
 from vmmr.extend.gallery import extend_gallery
 from vmmr.extend.images import old_images
+from vmmr.extend.report import keep_promise
 from vmmr.recipes import recipe
 from vmmr.unknown.knn import KNNFitted
 
@@ -308,6 +309,34 @@ def test_a_gallery_of_other_shapes_is_refused(extended: Path) -> None:
         wrong = replace(bundle, tensors={**bundle.tensors, name: value})
         with pytest.raises(BundleError, match="do not fit"):
             wrong.network()
+    none = {"reference": bundle.tensors["reference"][:0], "reference_bias": torch.zeros(0)}
+    for changed in (none, {"scale": torch.tensor(torch.nan)}):
+        with pytest.raises(BundleError, match="without old classes"):
+            replace(bundle, tensors={**bundle.tensors, **changed}).network()
+
+
+def test_an_offset_that_cannot_help_is_given_up() -> None:
+    value = torch.zeros(())
+    keep_promise(value, 1.0, lambda: 3 if value < 2 else 1, 1)
+    assert value >= 2
+    with pytest.raises(TrainingError, match="whatever the offset"):
+        keep_promise(value, 1.0, lambda: 2, 1)
+
+
+def test_a_class_of_one_group_is_refused(known: Path, new_cars: Path) -> None:
+    manifest = Manifest.load(new_cars)
+    vehicles = np.where(manifest.labels == 0, "one", [f"car {row}" for row in range(len(manifest))])
+    grouped = Manifest.from_columns(
+        {
+            "path": manifest.path_list(),
+            "make": [manifest.taxonomy.classes[label].make for label in manifest.labels],
+            "model": [manifest.taxonomy.classes[label].model for label in manifest.labels],
+            "split": ["train"] * len(manifest),
+            "vehicle_id": vehicles.tolist(),
+        }
+    )
+    with pytest.raises(DataError, match="one group alone"):
+        extend_gallery(known, grouped)
 
 
 def test_a_layer_without_the_one_below_is_refused(extended: Path, tmp_path: Path) -> None:

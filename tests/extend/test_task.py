@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def test_new_cars_are_named_and_old_ones_are_what_they_were(
     was, now = before([*pictures(old_cars)]), after([*pictures(old_cars)])
     assert sum(a.model != b.model for a, b in zip(was, now, strict=True)) <= 1
     np.testing.assert_allclose(after.embed([*pictures(old_cars)]), before.embed([*pictures(old_cars)]), atol=1e-5)
+
+
+def test_a_gate_on_logits_is_refused(known: Path, old_cars: Path, new_cars: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(known, tmp_path / "bundle")
+    assert main(["calibrate", str(folder), "--data", str(old_cars), "--unknown", "energy"]) == 0
+    with pytest.raises(ConfigError, match="gate was fitted on others"):
+        extend_task(folder, Manifest.load(new_cars), old=Manifest.load(old_cars))
 
 
 def test_the_layer_holds_one_bank_and_the_heads_and_nothing_below_changed(extended: Path, known: Path) -> None:

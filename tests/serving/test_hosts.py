@@ -55,6 +55,10 @@ def test_only_our_own_pages_may_ask() -> None:
         ("", "", False),
     ):
         assert hosts.asked_from(origin, host) is good, origin
+    everywhere = Hosts("0.0.0.0", ("localhost", "cars.example.org"))
+    assert everywhere.asked_from("http://localhost:8000", "localhost:8000")
+    for other in ("http://localhost:3000", "http://localhost", "https://cars.example.org:8443"):
+        assert not everywhere.asked_from(other, "localhost:8000"), other
 
 
 @pytest.mark.parametrize("name", ["https://cars.example.org", "cars.example.org:8000", "*", "Cars", "a b", "a."])
