@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 import vmmr
+from openset import divided
 from vmmr.answer import Answer
-from vmmr.data.check import duplicate_groups
 from vmmr.data.manifest import Manifest
-from vmmr.data.openset import OpenSetProtocol, apply_protocol, draw_protocol
+from vmmr.data.openset import OpenSetProtocol, draw_protocol
 from vmmr.data.rendered import World, write_dataset
-from vmmr.data.splits import carve_validation, drop_test_duplicates
 from vmmr.errors import ConfigError
 from vmmr.export.bundle import write_bundle
 from vmmr.extend.gallery import extend_gallery
@@ -41,18 +40,6 @@ def _rendered(out: Path, seed: int) -> Manifest:
         counts = {"train": 30, "test": 10}
         write_dataset(folder, world=world, per_class=counts, size=64, seed=seed, viewpoints=("front", "front-left"))
     return Manifest.load(folder)
-
-
-def _known(manifest: Manifest, protocol: OpenSetProtocol, near: bool) -> Manifest:
-    """The known classes as benchmarks/openset.py divides them."""
-    groups = duplicate_groups(manifest.path_list()) if near else None
-    known = apply_protocol(manifest, protocol, groups=groups).known
-    part = None
-    if groups is not None:
-        rows = {path: row for row, path in enumerate(manifest.path_list())}
-        part = groups[[rows[path] for path in known.path_list()]]
-    known = drop_test_duplicates(known, part)
-    return known if (known.splits == "val").any() else carve_validation(known, 0.1, protocol.seed, groups=part)
 
 
 def _rows_of(manifest: Manifest, keys: set[tuple[str, str, int | None]], split: str) -> Manifest:
@@ -98,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         protocol = OpenSetProtocol.from_json(args.protocol.read_text(encoding="utf-8"))
     else:
         protocol = draw_protocol(manifest, models=0.25, makes=0.25, seed=args.seed)
-    known = _known(manifest, protocol, near=args.data is not None)
+    known = divided(manifest, protocol, duplicates=args.data is not None).known
     source = args.bundle
     if source is None:
         known.write(args.out / "known.parquet")

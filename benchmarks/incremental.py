@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor
 
 from incremental_stream import Kept, Stream, open_stream
+from openset import all_seeds
 from vmmr.evaluation.cost import answer_time
 from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
 from vmmr.evaluation.seeds import with_spread
@@ -377,13 +377,7 @@ def main() -> None:
         parser.error("--data, --bundle and --protocol go together")
     if not args.split:
         args.methods = [method for method in args.methods if method != "late banks"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    args.out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for seed in args.seeds:
-        records.append(run_seed(args, seed))
-        _write(args.out / "results.json", {"commit": commit, "records": records})
-    print(tables(records, records[0]["times"]))
+    all_seeds(args, run_seed, lambda records: tables(records, records[0]["times"]))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openset import drawn_vehicles
 from vmmr.data.check import duplicate_groups
 from vmmr.data.manifest import Manifest
 from vmmr.data.openset import OpenSetProtocol
 from vmmr.data.pixels import Pixels
 from vmmr.data.preprocess import Preprocess
-from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import drop_test_duplicates, split_hash
 from vmmr.errors import ConfigError
 from vmmr.export.bundle import Bundle, read_bundle
@@ -114,15 +114,6 @@ def map_view(stem: Stem, pictures: View, rows: int, training: int) -> View:
     return view
 
 
-def _rendered(args: argparse.Namespace, seed: int) -> Manifest:
-    folder = args.out / f"data-{seed}"
-    if not folder.exists():
-        counts = {"train": args.per_class, "test": max(2, args.per_class // 3)}
-        world = World(seed=seed, makes=args.makes, models_per_make=4, years=1, fleet=sum(counts.values()))
-        write_dataset(folder, world=world, per_class=counts, size=96, seed=seed, viewpoints=("front", "front-left"))
-    return Manifest.load(folder)
-
-
 def _base(args: argparse.Namespace, seed: int, known: Manifest, home: Path) -> Bundle:
     if args.bundle is not None:
         return read_bundle(args.bundle)
@@ -138,8 +129,10 @@ def _base(args: argparse.Namespace, seed: int, known: Manifest, home: Path) -> B
 
 def open_stream(args: argparse.Namespace, seed: int, home: Path) -> tuple[Stream, dict[str, Any]]:
     """The stream of a seed, with every picture decoded; and what the record says of it."""
-    manifest = _rendered(args, seed) if args.data is None else Manifest.load(args.data)
-    if args.data is not None:
+    if args.data is None:
+        manifest = drawn_vehicles(args.out, seed, args.per_class, args.makes)
+    else:
+        manifest = Manifest.load(args.data)
         # Rendered vehicles are drawn apart, and may look alike.
         manifest = drop_test_duplicates(manifest, duplicate_groups(manifest.path_list(), near=args.near_duplicates))
     keys = sorted({item.key for item in manifest.taxonomy.classes}, key=lambda k: (k[0], k[1], k[2] or 0))

@@ -41,6 +41,7 @@ from vmmr.evaluation.openset import auroc, choose_mask, openset_scores, oscr, ta
 from vmmr.evaluation.robustness import Degrade, condition
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import Bundle, read_bundle
+from vmmr.files import whole_file
 from vmmr.models import Backbone
 from vmmr.recipes import recipe
 from vmmr.training.run import train
@@ -97,13 +98,17 @@ def shrunk(image: Tensor, keys: NDArray[np.int64], *, side: int) -> Tensor:
     return functional.interpolate(small, image.shape[-2:], mode="bilinear")
 
 
-def _rendered(out: Path, seed: int, per_class: int) -> tuple[Manifest, list[Path]]:
+def drawn_vehicles(out: Path, seed: int, per_class: int, makes: int = 8) -> Manifest:
+    """Vehicles of a world of this seed, four models a make, `per_class` training images of each; drawn once."""
     folder = out / f"data-{seed}"
     if not folder.exists():
-        train_images, test_images = per_class, max(2, per_class // 3)
-        world = World(seed=seed, makes=8, models_per_make=4, years=1, fleet=train_images + test_images)
-        counts = {"train": train_images, "test": test_images}
+        counts = {"train": per_class, "test": max(2, per_class // 3)}
+        world = World(seed=seed, makes=makes, models_per_make=4, years=1, fleet=sum(counts.values()))
         write_dataset(folder, world=world, per_class=counts, size=96, seed=seed, viewpoints=("front", "front-left"))
+    return Manifest.load(folder)
+
+
+def _random_pictures(out: Path) -> Path:
     others = out / "random-pictures"
     if not others.exists():
         others.mkdir(parents=True)
@@ -111,13 +116,28 @@ def _rendered(out: Path, seed: int, per_class: int) -> tuple[Manifest, list[Path
         for number in range(200):
             coarse = Image.fromarray(random.integers(0, 256, (*random.integers(2, 40, 2), 3), dtype=np.uint8))
             coarse.resize((96, 96), Image.Resampling.BICUBIC).save(others / f"{number:03}.png")
-    return Manifest.load(folder), [others]
+    return others
 
 
-def _divided(args: argparse.Namespace, seed: int, home: Path) -> tuple[OpenSetProtocol, OpenSets, list[Path]]:
-    """The protocol of a seed, the sets with validation carved from the known training rows, and the others."""
+def divided(manifest: Manifest, protocol: OpenSetProtocol, *, duplicates: bool) -> OpenSets:
+    """The sets of a protocol, with validation carved from the known training rows by its seed. duplicates: drop test
+    images that are training images too; rendered vehicles are drawn apart, and may look alike."""
+    groups = duplicate_groups(manifest.path_list()) if duplicates else None
+    sets = apply_protocol(manifest, protocol, groups=groups)
+    known_groups = None
+    if groups is not None:
+        rows = {path: row for row, path in enumerate(manifest.path_list())}
+        known_groups = groups[[rows[path] for path in sets.known.path_list()]]
+    known = drop_test_duplicates(sets.known, known_groups)
+    if not (known.splits == "val").any():
+        known = carve_validation(known, 0.1, protocol.seed, groups=known_groups)
+    return sets._replace(known=known)
+
+
+def _open_sets(args: argparse.Namespace, seed: int, home: Path) -> tuple[OpenSetProtocol, OpenSets, list[Path]]:
+    """The protocol of a seed, its sets, and the folders of others."""
     if args.data is None:
-        manifest, others = _rendered(args.out, seed, args.per_class)
+        manifest, others = drawn_vehicles(args.out, seed, args.per_class), [_random_pictures(args.out)]
     else:
         manifest, others = Manifest.load(args.data), args.others
     if args.protocol is not None:
@@ -126,17 +146,7 @@ def _divided(args: argparse.Namespace, seed: int, home: Path) -> tuple[OpenSetPr
         models, makes = args.held_out
         protocol = draw_protocol(manifest, models=models, makes=makes, seed=seed)
     (home / "protocol.json").write_text(protocol.to_json(), encoding="utf-8")
-    # Rendered vehicles are drawn apart, and may look alike.
-    groups = duplicate_groups(manifest.path_list()) if args.data is not None else None
-    sets = apply_protocol(manifest, protocol, groups=groups)
-    known_groups = None
-    if groups is not None:
-        rows = {path: row for row, path in enumerate(manifest.path_list())}
-        known_groups = groups[[rows[path] for path in sets.known.path_list()]]
-    known = drop_test_duplicates(sets.known, known_groups)
-    if not (known.splits == "val").any():
-        known = carve_validation(known, 0.1, seed, groups=known_groups)
-    return protocol, sets._replace(known=known), others
+    return protocol, divided(manifest, protocol, duplicates=args.data is not None), others
 
 
 def _bundle(args: argparse.Namespace, seed: int, known: Manifest, home: Path) -> Bundle:
@@ -191,7 +201,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     if record.exists():
         return dict(json.loads(record.read_text()))
     home.mkdir(parents=True, exist_ok=True)
-    protocol, sets, folders = _divided(args, seed, home)
+    protocol, sets, folders = _open_sets(args, seed, home)
     bundle = _bundle(args, seed, sets.known, home)
     network = bundle.network()
     if not isinstance(network, Backbone) or {c.key for c in bundle.taxonomy.classes} != set(protocol.known):
@@ -324,6 +334,22 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def all_seeds(
+    args: argparse.Namespace,
+    run: Callable[[argparse.Namespace, int], dict[str, Any]],
+    printed: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Run the seeds of --seeds, keep what there is in results.json after each, print its tables."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    args.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for seed in args.seeds:
+        records.append(run(args, seed))
+        with whole_file(args.out / "results.json") as file:
+            file.write(json.dumps({"commit": commit, "records": records}, indent=1).encode())
+    print(printed(records))
+
+
 def main() -> None:
     """Run what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -348,13 +374,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.bundle is None) != (args.protocol is None):
         parser.error("--bundle and --protocol go together")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    args.out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for seed in args.seeds:
-        records.append(run_seed(args, seed))
-        (args.out / "results.json").write_text(json.dumps({"commit": commit, "records": records}, indent=1))
-    print(tables(records))
+    all_seeds(args, run_seed, tables)
 
 
 if __name__ == "__main__":

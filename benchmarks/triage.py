@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
+from openset import all_seeds, drawn_vehicles
 from vmmr.answer import Box
 from vmmr.data.columns import BOX
 from vmmr.data.manifest import Manifest
 from vmmr.data.openset import OpenSetProtocol, apply_protocol, draw_protocol
-from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import carve_validation
+from vmmr.errors import ConfigError
 from vmmr.evaluation.seeds import with_spread
 from vmmr.recipes import recipe
 from vmmr.recognizer import Crop, load
@@ -78,13 +78,7 @@ def clustering(groups: NDArray[np.int64], truth: NDArray[np.int64], held_out: ND
 
 def _rendered(args: argparse.Namespace, seed: int, home: Path) -> tuple[Manifest, OpenSetProtocol, Path]:
     """Vehicles of a drawn world, a protocol, and the bundle of its known classes."""
-    data = args.out / f"data-{seed}"
-    if not data.exists():
-        tests = max(4, args.per_class // 3)
-        world = World(seed=seed, makes=8, models_per_make=4, years=1, fleet=args.per_class + tests)
-        counts = {"train": args.per_class, "test": tests}
-        write_dataset(data, world=world, per_class=counts, size=96, seed=seed, viewpoints=("front", "front-left"))
-    manifest = Manifest.load(data)
+    manifest = drawn_vehicles(args.out, seed, args.per_class)
     protocol = draw_protocol(manifest, seed=seed)
     if not (home / "run" / "metrics.json").exists():
         known = apply_protocol(manifest, protocol).known
@@ -128,6 +122,8 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
                 strange.append(row_of[_key(row)])
                 directions.append(row["direction"])
                 groups.append(grouped[_key(row)]["candidate"] - 1 if _key(row) in grouped else -1)
+    if not strange:
+        raise ConfigError("no picture is an unknown vehicle, and there is nothing to group", do="train for longer")
     rows, rejected = np.array(strange), np.array(directions, dtype=np.float32)
     outside = part_of[rows] != "known"
     found = {"as it comes": clustering(np.array(groups), truth[rows], outside) | {"distance": told.distance}}
@@ -217,13 +213,7 @@ def main() -> None:
     args = parser.parse_args()
     if len({args.data is None, args.bundle is None, args.protocol is None}) > 1:
         parser.error("--data, --bundle and --protocol go together")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    args.out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for seed in args.seeds:
-        records.append(run_seed(args, seed))
-        (args.out / "results.json").write_text(json.dumps({"commit": commit, "records": records}, indent=1))
-    print(tables(records))
+    all_seeds(args, run_seed, tables)
 
 
 if __name__ == "__main__":
