@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vmmr
+from vmmr.cli import main
 from vmmr.config import TrainConfig
 from vmmr.recipes import recipe
 from vmmr.training.run import train
@@ -46,6 +48,17 @@ def trained(cars: Path, out: Path, config: TrainConfig) -> Path:
     config = config.with_(backbone="test_resnet", size=32, crop=1.0, batch_size=8, near_duplicates=False)
     train(config.with_(lr=5e-3, trunk_lr=5e-3), cars, out, progress=False, test=False)
     return out / "bundle"
+
+
+def require_alike(bundle: Path, form: str, cars: Path, artifact: Path) -> None:
+    """What is exported answers the test pictures of `cars` as the bundle does."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    assert main(["export", str(bundle), "--format", form, "--out", str(artifact)]) == 0
+    shown = pictures(cars)
+    for found, wanted in zip(vmmr.load(artifact)([*shown]), vmmr.load(bundle)([*shown]), strict=True):
+        assert (found.make, found.known, found.reason) == (wanted.make, wanted.known, wanted.reason)
+        assert found.confidence == pytest.approx(wanted.confidence, abs=1e-4)
 
 
 @pytest.fixture(scope="session")

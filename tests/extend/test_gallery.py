@@ -26,7 +26,7 @@ from vmmr.extend.report import keep_promise
 from vmmr.recipes import recipe
 from vmmr.unknown.knn import KNNFitted
 
-from .conftest import OLD, draw, pictures, trained
+from .conftest import OLD, draw, pictures, require_alike, trained
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +157,7 @@ def test_an_extended_bundle_is_extended_and_both_steps_go_back(
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_an_exported_extension_answers_alike(form: str, extended: Path, new_cars: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("openvino")
-    assert main(["export", str(extended), "--format", form, "--out", str(tmp_path / "artifact")]) == 0
-    exported, own = vmmr.load(tmp_path / "artifact"), vmmr.load(extended)
-    shown = pictures(new_cars)
-    for found, wanted in zip(exported(shown), own(shown), strict=True):
-        assert (found.make, found.known, found.reason) == (wanted.make, wanted.known, wanted.reason)
-        assert found.confidence == pytest.approx(wanted.confidence, abs=1e-4)
+    require_alike(extended, form, new_cars, tmp_path / "artifact")
 
 
 def test_an_extended_bundle_is_calibrated_anew_on_its_layer(
@@ -258,6 +251,16 @@ def test_without_a_bank_old_training_images_stand_in(bare: Path, old_cars: Path,
     found = old_images(bundle, bundle.network(), old)
     assert (len(found.features), found.source) == (42, "training images")
     assert extend_gallery(bare, Manifest.load(new_cars), old=old).bundle.detector is None
+
+
+def test_rows_that_an_extension_pulled_are_no_images(extended: Path, old_cars: Path) -> None:
+    bundle = read_bundle(extended)
+    found = old_images(bundle, bundle.network(), Manifest.load(old_cars))
+    assert bundle.detector is not None
+    fitted = bundle.detector.fitted
+    assert isinstance(fitted, KNNFitted)
+    assert (found.labels < 3).sum() == 42  # every training image of the table, as it is
+    assert torch.equal(found.features[42:], fitted.bank[fitted.label >= 3])  # of classes that the table lacks
 
 
 def test_pictures_that_cannot_be_read_are_left_out_and_counted(

@@ -23,7 +23,7 @@ from vmmr.extend.task import TaskSettings, extend_task
 from vmmr.incremental.network import TaskNetwork
 from vmmr.incremental.task_norm import Plan
 
-from .conftest import draw, pictures
+from .conftest import draw, pictures, require_alike
 
 QUICK = ["--mode", "task", "--epochs", "10", "--align-epochs", "30", "--memory", "60"]
 
@@ -122,14 +122,7 @@ def test_a_gallery_stands_on_a_task_and_no_task_on_a_gallery(
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_an_exported_task_answers_alike(form: str, extended: Path, new_cars: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("openvino")
-    assert main(["export", str(extended), "--format", form, "--out", str(tmp_path / "artifact")]) == 0
-    exported, own = vmmr.load(tmp_path / "artifact"), vmmr.load(extended)
-    shown = [*pictures(new_cars)]
-    for found, wanted in zip(exported(shown), own(shown), strict=True):
-        assert (found.make, found.known) == (wanted.make, wanted.known)
-        assert found.confidence == pytest.approx(wanted.confidence, abs=1e-4)
+    require_alike(extended, form, new_cars, tmp_path / "artifact")
 
 
 def test_the_published_base_learns_an_unknown_output(known: Path, old_cars: Path, new_cars: Path) -> None:

@@ -13,7 +13,7 @@ from vmmr.data.manifest import Manifest
 from vmmr.errors import DataError
 from vmmr.evaluation.calibration import fit_temperature
 from vmmr.export.extension import extended, read_extendable
-from vmmr.extend.images import Fresh, OldImages, Seen, fresh_rows, old_images, see
+from vmmr.extend.images import OldImages, Seen, fresh_rows, old_images, see
 from vmmr.extend.report import (
     Extended,
     Split,
@@ -40,7 +40,6 @@ from vmmr.incremental.network import GalleryNetwork
 __all__ = ["extend_gallery"]
 
 _FOLDS = 5
-_LEAST_MARGIN = -1e4  # finite, so that sums over classes are
 
 
 def extend_gallery(
@@ -77,12 +76,9 @@ def extend_gallery(
     shown = see(network, fresh.pixels, fresh.labels, fresh.rows)
     first = len(bundle.taxonomy)
 
-    gallery, lead, apart = _fitted(before, shown, fresh, first)
+    fold = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS)
+    gallery, lead, apart = _fitted(before, shown, fold, first, len(fresh.taxonomy))
     offset, promised = fit_offset(lead, bound)
-    sure = apart.gather(1, (shown.labels - first)[:, None])[:, 0].isfinite()  # in its fold the class has other images
-    if not sure.all():
-        raise DataError("a class has images of one group alone", do="name groups only where pictures must not part")
-    apart = apart.clamp(min=_LEAST_MARGIN)
     told = [(shown, apart)]
     if before.held is not None:
         told.append((before.held, gallery.margins(before.held.features).double()))
@@ -117,7 +113,6 @@ def extend_gallery(
     temperature = bundle.spec.temperature
     if before.held is not None:
         temperature = fit_temperature(torch.cat(fitted), torch.cat([seen.labels for seen, _ in told]).numpy())
-    fold = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS)
     outs = [fold == name for name in torch.unique(fold).tolist()]
     splits = [Split(_part(shown, ~out), _part(shown, out), fitted[0][out]) for out in outs]
     detector = grown_detector(bundle.detector, shown, splits)
@@ -141,17 +136,18 @@ def _part(seen: Seen, rows: Tensor) -> Seen:
     return Seen(*(part[rows] for part in seen))
 
 
-def _fitted(before: OldImages, shown: Seen, fresh: Fresh, first: int) -> tuple[Gallery, Tensor, Tensor]:
-    """The gallery, without scale and offset; and, held out, the highest margin of each old image, [N], and the margins
-    of the new ones, [M, K]."""
+def _fitted(before: OldImages, shown: Seen, dealt: Tensor, first: int, last: int) -> tuple[Gallery, Tensor, Tensor]:
+    """The gallery of the classes [first, last), without scale and offset; and, held out by folds, the highest margin of
+    each old image, [N], and the margins of the new ones, [M, K]. DataError where a class is in one fold alone."""
     # Old classes of which there are images, then the new ones.
     there, place = torch.unique(before.labels, return_inverse=True)
     features = torch.cat([before.features, shown.features])
     labels = torch.cat([place, shown.labels - first + len(there)])
-    classes = len(there) + len(fresh.taxonomy) - first
-    dealt = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS)
+    classes = len(there) + last - first
     fold = torch.cat([torch.arange(len(place)) % _FOLDS, dealt])
     apart = margins(crossfit(features, labels, classes, fold), len(there))
+    if not apart.isfinite().all():
+        raise DataError("a class has images of one group alone", do="name groups only where pictures must not part")
     weight, bias = discriminants(moments(features, labels, classes))
     gallery = Gallery(len(there), classes - len(there), features.shape[1])
     parts = {"weight": weight[len(there) :], "bias": bias[len(there) :]}

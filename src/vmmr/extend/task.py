@@ -26,7 +26,6 @@ from vmmr.extend.report import (
     card_section,
     grown_detector,
     keep_promise,
-    require_extendable_detector,
     require_kept,
     told_new,
     told_old,
@@ -86,7 +85,6 @@ def extend_task(
     settings = settings or TaskSettings()
     bundle, files = read_extendable(source)
     _require_plain(bundle)
-    require_extendable_detector(bundle)
     if old is None:
         raise ConfigError(
             "a task is learned beside a few images of every old class, and there are none",
