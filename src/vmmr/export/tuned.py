@@ -27,7 +27,7 @@ from vmmr.files import whole_file
 __all__ = ["Plan", "machine", "plans", "remember", "remembered"]
 
 _MOST = 4096  # of a number in a record
-_CALL = 16  # pictures that still keep all streams busy
+_SHARED = 16  # pictures that still keep all streams busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def plans(
         if not wanted or name in wanted
         for streams in ((1, threads) if name == "openvino" and threads > 1 else (1,))
         for batch in batches
-        if streams == 1 or batch <= max(1, _CALL // streams)
+        if streams == 1 or batch <= max(1, _SHARED // streams)
     ]
 
 
