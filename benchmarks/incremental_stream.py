@@ -23,9 +23,9 @@ from vmmr.data.splits import drop_test_duplicates, split_hash
 from vmmr.errors import ConfigError
 from vmmr.export.bundle import Bundle, read_bundle
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.stem import Stem, split_at
 from vmmr.incremental.task_norm import View, bank_features
 from vmmr.models import Backbone
+from vmmr.models.stem import Stem, split_at
 from vmmr.recipes import recipe
 from vmmr.taxonomy import Taxonomy, VehicleClass
 from vmmr.training.augment import crop_and_flip
