@@ -190,3 +190,11 @@ def test_the_table_and_the_page_say_the_same(study_document: dict[str, Any], tmp
     assert [row[0] for row in shown[1:4]] == ["makealone", "classalone", "uniform"]
     assert told[-1][1].replace(".", "").isdigit()  # one training has no spread
     assert "no longer finite" in (tmp_path / "study.html").read_text(encoding="utf-8")
+
+
+def test_a_study_of_which_all_failed_has_a_page(study_document: dict[str, Any], tmp_path: Path) -> None:
+    gone = {key: {"seed": run["seed"], "error": "out of luck"} for key, run in study_document["runs"].items()}
+    write_study(tmp_path, analysed(study_document | {"runs": gone}))
+    page = (tmp_path / "study.html").read_text(encoding="utf-8")
+    assert "out of luck" in page
+    assert "<svg" not in page

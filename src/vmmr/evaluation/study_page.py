@@ -151,7 +151,9 @@ def _page(document: Document) -> str:
         images=_images(document),
         best=best,
         singles=singles,
-        dots=dots_figure(dots, {m: TITLES.get(m, m) for m in drawn}, marks, "Every setting at every level"),
+        dots=dots_figure(dots, {m: TITLES.get(m, m) for m in drawn}, marks, "Every setting at every level")
+        if drawn
+        else None,
         losses=losses,
         pairs=pairs,
         courses={
