@@ -222,7 +222,7 @@ def _study(path: Path) -> None:
     """The study of the repository with fewer and smaller trainings."""
     said = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     said["base"] |= {"backbone": "test_resnet", "size": 32, "crop": 1.0, "epochs": 1, "batch_size": 8}
-    said["base"] |= {"backbone_options": {}, "near_duplicates": False, "measure_every": 1}
+    said["base"] |= {"backbone_options": {}, "near_duplicates": False, "measure_every": 1, "frozen": "layer4"}
     said["rows"] = {name: said["rows"][name] for name in ("class alone", "parallel")}
     said["grid"]["weights"] = {name: said["grid"]["weights"][name] for name in ("AvgNorm",)}
     path.parent.mkdir(parents=True)

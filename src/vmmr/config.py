@@ -80,6 +80,8 @@ class TrainConfig:
         backbone_options: further arguments of timm.create_model, for example {"pad_type": "same"}.
         weights: local .safetensors file with the backbone's starting weights.
         pretrained: let timm load its own weights instead.
+        frozen: layer, such as blocks.5 or layer4, before which all stays as it starts; without one all is learned.
+        frozen_views: views of each image for which the layers before `frozen` are computed, once.
         statistics: of the input: half (mean and std 0.5), backbone (of its pretrained_cfg) or image (each its own).
         size: side of the square input, in pixels.
         crop: input side over resized side; the rest is room for random crops (PMAL: 448 / 550).
@@ -145,6 +147,8 @@ class TrainConfig:
     backbone_options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     pretrained: bool = False
+    frozen: str = ""
+    frozen_views: int = 8
     statistics: Literal["half", "backbone", "image"] = "half"
     size: int = 128
     crop: float = 0.875
@@ -207,7 +211,7 @@ class TrainConfig:
         def refuse(what: str, do: str, *fields: str) -> None:
             raise ConfigError(what, got=", ".join(f"{name}={getattr(self, name)!r}" for name in fields), do=do)
 
-        for name in ("size", "epochs", "batch_size", "sam_every", "restore_every"):
+        for name in ("size", "epochs", "batch_size", "sam_every", "restore_every", "frozen_views"):
             if getattr(self, name) < 1:
                 refuse(f"{name} must be at least 1", "raise it", name)
         weights = ("marginal_weight", "alpha", "restored_weight", "consistency", "feature_weight", "logit_weight")
@@ -246,6 +250,10 @@ class TrainConfig:
             refuse(
                 "consistency compares noisy answers of plain training", "set noise", "consistency", "method", "noise"
             )
+        if self.frozen and (self.method != "plain" or self.consistency):
+            refuse("only plain training freezes layers", "leave it", "frozen", "method", "consistency")
+        if not self.frozen and self.frozen_views != TrainConfig.__dataclass_fields__["frozen_views"].default:
+            refuse("views of frozen layers", "set frozen, or leave them", "frozen", "frozen_views")
         if self.levels:
             check_names(self.levels)
             strange = sorted(set(self.level_weights) - set(self.levels))

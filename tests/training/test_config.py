@@ -12,7 +12,7 @@ from vmmr.errors import ConfigError
 from vmmr.recipes import RECIPES, recipe
 
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    *(({name: 0}, (name,)) for name in ("size", "epochs", "batch_size", "sam_every", "restore_every")),
+    *(({name: 0}, (name,)) for name in ("size", "epochs", "batch_size", "sam_every", "restore_every", "frozen_views")),
     *(
         ({name: bad}, (name,))
         for name in ("lr", "trunk_lr", "weight_decay", "clip_norm", "sam_rho", "padding", "memory_gib")
@@ -33,6 +33,9 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "pmd", "mode": "published", "noise": "strong", "student_init": "fresh"}, ("mode", "noise")),
     ({"method": "pmd", "mode": "published", "noise": "none", "student_init": "teacher"}, ("mode", "student_init")),
     ({"sam_every": 2}, ("sam_every", "sam_rho")),
+    ({"frozen": "blocks.5", "method": "pmal", "noise": "strong"}, ("frozen", "method")),
+    ({"frozen": "blocks.5", "noise": "augmix", "consistency": 12.0}, ("frozen", "consistency")),
+    ({"frozen_views": 4}, ("frozen", "frozen_views")),
     ({"restore_every": 4}, ("restore_every", "method")),
     ({"keep": "trunk"}, ("keep", "method")),
     (

@@ -32,11 +32,12 @@ from vmmr.evaluation.hierarchy import level_scores
 from vmmr.models.heads.hierarchy import split_levels
 from vmmr.training.augment import crop_and_flip
 from vmmr.training.balance import balancer, grouped
+from vmmr.training.frozen import picked, predict_from_maps
 from vmmr.training.log import RunLog
 from vmmr.training.method import Batch, Method, Step, total
 from vmmr.training.processes import average, fill_gradients, mean
 from vmmr.training.sam import clear_gradients, sharpness_aware
-from vmmr.training.samples import Samples, Side
+from vmmr.training.samples import Samples
 from vmmr.training.schedule import share_of_peak
 from vmmr.training.state import latest_checkpoint, read_checkpoint, write_checkpoint
 
@@ -93,15 +94,19 @@ def _require_finite(losses: dict[str, float], step: int) -> None:
         raise TrainingError(f"the loss is no longer finite at step {step}", got=losses, do=do)
 
 
-def _batches(side: Side, order: Iterator[np.ndarray], rank: int, world: int) -> Iterator[tuple[Tensor, Batch, int]]:
-    """(pixels, labels by their name in the batch, global batch size) of this process's share of each batch, decoded one
-    batch ahead."""
+def _batches(
+    samples: Samples, order: Iterator[np.ndarray], rank: int, world: int
+) -> Iterator[tuple[Tensor, Batch, int]]:
+    """(pixels or maps, labels by their name in the batch, global batch size) of this process's share of each training
+    batch, decoded one batch ahead."""
+    side = samples.train
+    source = side.pixels if samples.maps is None else samples.maps[0]
     columns = {"label": side.labels, **{f"label_{level}": labels for level, labels in side.by_level.items()}}
 
     def fetch(indices: np.ndarray) -> tuple[Tensor, Batch, int]:
         own = indices[rank::world]
         labels = {name: torch.from_numpy(column[own]) for name, column in columns.items()}
-        return side.pixels[own], labels, len(indices)
+        return source[own], labels, len(indices)
 
     with ThreadPoolExecutor(1) as pool:
         coming: deque[Future[tuple[Tensor, Batch, int]]] = deque()
@@ -206,11 +211,15 @@ class _Run:
             group["lr"] = group["peak"] * share
 
     def view(self, pixels: Tensor, labels: Batch, global_size: int) -> Batch:
-        """Decoded pixels -> the batch the method sees, on the device, in [-1, 1]."""
+        """Pixels or maps -> the batch that the method sees, on the device: images in [-1, 1], or a map of each."""
         fabric, config = self.fabric, self.config
         draws = torch.rand(global_size, 3, generator=self.views)[fabric.global_rank :: fabric.world_size]
-        cut = crop_and_flip(pixels.to(fabric.device), draws, config.size, config.size, padding=config.padding)
-        image = self.samples.preprocess.normalise(cut)
+        pixels = pixels.to(fabric.device)
+        if self.samples.maps is None:
+            cut = crop_and_flip(pixels, draws, config.size, config.size, padding=config.padding)
+            image = self.samples.preprocess.normalise(cut)
+        else:
+            image = picked(pixels, draws[:, 0])
         if config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         return {"image": image, **{name: column.to(fabric.device) for name, column in labels.items()}}
@@ -253,9 +262,7 @@ class _Run:
 
         def images() -> Iterator[Tensor]:
             order = islice(self.sampler.batches(self.epoch), _RENEWING_BATCHES)
-            for pixels, labels, size in _batches(
-                self.samples.train, order, self.fabric.global_rank, self.fabric.world_size
-            ):
+            for pixels, labels, size in _batches(self.samples, order, self.fabric.global_rank, self.fabric.world_size):
                 batch = self.view(pixels, labels, size)
                 if self.config.precise_norm == "noisy":
                     batch = self.method.steps(self.epoch, self.step)[0].prepare(batch, self.noise)
@@ -287,14 +294,15 @@ class _Run:
         # Parameters are equal on all processes; BatchNorm statistics are each process's own until here.
         for seen in {id(self.network): self.network, id(network): network}.values():
             average(self.fabric, [b for b in seen.buffers() if b.is_floating_point()])
-        validation = self.samples.validation
-        logits = predict_logits(
-            lambda image: self.method.answer(network, image),
-            network,
-            validation.pixels,
-            self.samples.preprocess,
-            device=self.fabric.device,
-        )
+        validation, device = self.samples.validation, self.fabric.device
+
+        def answer(image: Tensor) -> Tensor:
+            return self.method.answer(network, image)
+
+        if self.samples.maps is None:
+            logits = predict_logits(answer, network, validation.pixels, self.samples.preprocess, device=device)
+        else:
+            logits = predict_from_maps(answer, network, self.samples.maps[1], device=device)
         levels = self.samples.levels
         if levels is None:
             scores = {f"val_{name}": value for name, value in accuracy(logits, validation.labels).items()}
@@ -355,7 +363,7 @@ def fit(
         while run.epoch < config.epochs:
             method.network.train()
             order = run.sampler.batches(run.epoch, start_step=run.batch)
-            for pixels, labels, size in _batches(samples.train, order, fabric.global_rank, fabric.world_size):
+            for pixels, labels, size in _batches(samples, order, fabric.global_rank, fabric.world_size):
                 run.set_rates(steps)
                 batch = method.begin(run.view(pixels, labels, size), run.epoch)
                 terms: dict[str, Tensor] = {}

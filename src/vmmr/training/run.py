@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 import vmmr
 from vmmr.config import TrainConfig
@@ -23,6 +24,7 @@ from vmmr.levels import HierarchySpec
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork, load_weights
 from vmmr.models.hierarchic import trunk_state
 from vmmr.training.distil import Distil
+from vmmr.training.frozen import freeze
 from vmmr.training.loop import Fitted, fit
 from vmmr.training.method import Method
 from vmmr.training.multitask import Multitask
@@ -102,6 +104,15 @@ def train(
     method, spec = _assemble(config, samples, guide)
     if isinstance(method, Distil):
         fabric.to_device(method.teacher)
+    start: dict[str, Tensor] = {}
+    if isinstance(method, Plain | Multitask) and config.frozen:
+        start = method.network.state_dict()
+        samples = freeze(
+            method.network, samples, config, device=fabric.device, progress=progress and fabric.is_global_zero
+        )
+        if not all(p.requires_grad for step in method.steps(0, 0) for p in step.shared):
+            do = "freeze less, or leave out balancer and measure_every"
+            raise ConfigError("no trained layer is shared by the levels", got=f"frozen={config.frozen!r}", do=do)
     out.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
         config.write_yaml(out / "config.yaml")
@@ -109,6 +120,7 @@ def train(
     fitted = fit(method, samples, config, fabric, out, resume=resume, progress=progress)
     if not fabric.is_global_zero:
         return {}
+    fitted = replace(fitted, state={**start, **fitted.state})
     if config.keep == "trunk":
         fitted, spec = replace(fitted, state=trunk_state(fitted.state)), replace(spec, kind="plain")
     bundle = _bundle(method, fitted, samples, spec, config)
@@ -212,6 +224,8 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
     if isinstance(network, ProgressiveNetwork):
         return Progressive(network, config), spec
     if guide is None:
+        if config.frozen:  # the maps are of noisy views
+            config = config.with_(noise="none")
         return Multitask(network, config) if isinstance(network, HierarchicNetwork) else Plain(network, config), spec
     teacher = guide.network()
     assert isinstance(teacher, ProgressiveNetwork)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vmmr.config import TrainConfig
 from vmmr.data.check import duplicate_groups
@@ -19,7 +21,7 @@ from vmmr.errors import DataError
 from vmmr.levels import Levels
 from vmmr.taxonomy import TREE, Taxonomy
 
-__all__ = ["Samples", "Side", "open_samples", "open_side"]
+__all__ = ["Maps", "Samples", "Side", "open_samples", "open_side"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,26 @@ class Side:
         return len(self.labels)
 
 
+class Maps:
+    """What frozen layers made of views of each image, float16 [N, V, C, h, w], asked for as `Pixels` are."""
+
+    def __init__(self, held: Tensor) -> None:
+        self._held = held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, indices: NDArray[np.integer]) -> Tensor:
+        return self._held[torch.from_numpy(indices)]
+
+
 @dataclass(frozen=True)
 class Samples:
     """What a run learns from (train) and selects by (validation). Test images are in neither.
 
     dropped: rows left out of both because the same picture is a test image; splits: hash of who is where; levels: what
-    is learned, where it is more than classes.
+    is learned, where it is more than classes; maps: of train and of validation, where the first layers are frozen, see
+    `vmmr.training.frozen`.
     """
 
     train: Side
@@ -53,6 +69,7 @@ class Samples:
     dropped: int
     splits: str
     levels: Levels | None = None
+    maps: tuple[Maps, Maps] | None = None
 
 
 def open_side(
