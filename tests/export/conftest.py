@@ -13,7 +13,7 @@ from vmmr.taxonomy import Taxonomy
 
 CARS = Taxonomy.from_rows(["Audi", "Audi", "VW"], ["A4", "A6", "Golf"])
 LEVELS = HierarchySpec(("make", "class", "body"), {"body": ("SUV", "Sedan")}, form="conditional", beta=0.5)
-KINDS = ("plain", "standardised", "levels", "progressive", "progressive_levels")
+KINDS = ("plain", "standardised", "transformer", "levels", "progressive", "progressive_levels")
 
 
 def make_bundle(kind: str, *, backbone: str = "test_resnet", size: tuple[int, int] = (48, 64)) -> Bundle:
@@ -22,7 +22,7 @@ def make_bundle(kind: str, *, backbone: str = "test_resnet", size: tuple[int, in
     levels = LEVELS if kind.endswith("levels") else None
     spec = ModelSpec(
         "progressive" if kind.startswith("progressive") else "plain",
-        backbone,
+        "test_vit" if kind == "transformer" else backbone,
         len(CARS),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),

@@ -24,7 +24,8 @@ def test_logits_are_the_answer_and_features_enter_the_classifier(bundle: Bundle)
     with torch.no_grad():
         logits = network.answer(image)
         own = backbone.own_space(image)
-        features = backbone.model.forward_features(own).mean((2, 3))  # what a ResNet pools
+        seen = backbone.model.forward_features(own)
+        features = seen.mean((2, 3)) if seen.ndim == 4 else seen[:, 0]  # what a ResNet pools, or the class token
     outputs = TorchRuntime(bundle)(pixels)
     assert np.allclose(outputs["logits"], logits, atol=1e-5)
     assert np.allclose(outputs["features"], features, atol=1e-5)

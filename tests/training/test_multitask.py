@@ -454,3 +454,17 @@ def test_nothing_to_learn_the_finest_level_from(cars: Path, tiny: Settings) -> N
 def _years(manifest: Manifest) -> list[int | None]:
     years: list[int | None] = manifest.table["year"].to_pylist()
     return years
+
+
+def test_a_flat_transformer_learns_levels(cars: Path, tiny: Settings, tmp_path: Path) -> None:
+    config = tiny(backbone="test_vit", backbone_options={"img_size": 32}, levels=["make", "class"], balancer="avgnorm")
+    train(config.with_(epochs=8, lr=3e-3, trunk_lr=3e-3), cars, tmp_path / "run", **QUIET)
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    told = evaluate(bundle, Manifest.load(cars).split("test"))["conditions"]["clean"]
+    assert told["levels"]["make"]["top1"] >= 0.8  # three reds and a blue: 0.75 by chance
+    answer = vmmr.load(tmp_path / "run" / "bundle")(cars / "3.png")
+    assert answer.make == "VW"
+    with pytest.raises(ConfigError, match=r"takes no image of 32 pixels.*img_size"):
+        train(config.with_(backbone="vit_tiny_patch16_224", backbone_options={}), cars, tmp_path / "wrong", **QUIET)
+    with pytest.raises(ConfigError, match="pyramid"):
+        train(config.with_(method="pmal", noise="strong"), cars, tmp_path / "pmal", **QUIET)

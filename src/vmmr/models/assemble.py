@@ -19,11 +19,18 @@ __all__ = ["ProgressiveNetwork"]
 class ProgressiveNetwork(nn.Module):
     """Backbone, three recognition heads, three decoders.
 
-    Named outputs: logits_0 (the trunk's own classifier), logits_1..3 (the heads), features_1..3.
+    Named outputs: logits_0 (the trunk's own classifier), logits_1..3 (the heads), features_1..3. Raises ConfigError for
+    a backbone whose taps have other strides than 8, 16 and 32.
     """
 
     def __init__(self, backbone: Backbone, classes: int, form: HeadForm = "published") -> None:
         super().__init__()
+        if backbone.reductions != (8, 16, 32):
+            raise ConfigError(
+                "heads at three depths need a pyramid of maps",
+                got=f"a backbone tapped at strides {backbone.reductions}",
+                do="pick a network whose last three feature levels have strides 8, 16 and 32, or train it plainly",
+            )
         self.form = form
         self.backbone = backbone
         self.heads = nn.ModuleList(RecognitionHead(c, classes, form) for c in backbone.channels)

@@ -1,4 +1,4 @@
-"""Any timm network that gives feature maps, tapped at its last three depths, able to stop after each.
+"""Any timm network that gives feature maps, tapped at its last three levels, able to stop after each.
 
 The timm model itself is never changed: `Backbone.model` is the plain network, with the plain network's parameters,
 that a student is exported as.
@@ -27,7 +27,8 @@ DEPTHS = (1, 2, 3)
 
 
 class Backbone(nn.Module):
-    """A classifier from timm with taps at H/8, H/16 and H/32 (its last three feature levels).
+    """A classifier from timm, tapped at its last three feature levels: at strides 8, 16 and 32 in a pyramid, after the
+    last three blocks in a transformer of one stride.
 
     name: any timm name, passed through unchanged. classes: width of the classifier; with 0 there is
     none, and logits_0 are the pooled features. weights: a local `.safetensors`
@@ -35,7 +36,7 @@ class Backbone(nn.Module):
     mean, std: the input statistics the network expects, per channel on [0, 1]; callers always pass images in [-1, 1].
     standardise: instead, shift and scale every image to mean 0 and standard deviation 1 over its pixels and channels.
     options: further arguments of `timm.create_model`, for example {"pad_type": "same"}.
-    Raises ConfigError for unknown names, networks without three feature maps, or weights that do not fit.
+    Raises ConfigError for unknown names, networks without three feature levels, or weights that do not fit.
     """
 
     scale: Tensor
@@ -63,18 +64,13 @@ class Backbone(nn.Module):
         levels = list(getattr(self.model, "feature_info", None) or [])
         if len(levels) < 3 or not hasattr(self.model, "forward_intermediates"):
             raise ConfigError(
-                f"the backbone {name!r} gives no pyramid of three feature maps",
+                f"the backbone {name!r} has no three feature levels",
                 got=f"{len(levels)} levels",
-                do="pick a convolutional or hierarchical network",
+                do="pick another network",
             )
         self.levels = tuple(range(len(levels) - 3, len(levels)))
         self.channels: tuple[int, ...] = tuple(int(levels[i]["num_chs"]) for i in self.levels)
         self.reductions: tuple[int, ...] = tuple(int(levels[i]["reduction"]) for i in self.levels)
-        if self.reductions != (8, 16, 32):
-            raise ConfigError(
-                f"the backbone {name!r} is tapped at strides {self.reductions}",
-                do="pick a network whose last three feature levels have strides 8, 16 and 32",
-            )
         # From [-1, 1] to the network's own statistics: x * scale + shift.
         scale = torch.tensor([0.5 / s for s in std]).view(1, 3, 1, 1)
         shift = torch.tensor([(0.5 - m) / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
@@ -98,7 +94,8 @@ class Backbone(nn.Module):
         return x * self.scale + self.shift if self.rescales else x
 
     def features(self, x: Tensor, depth: int) -> Tensor:
-        """The map at `depth` (1, 2 or 3), computing nothing behind it: [B, channels[depth-1], H/s, W/s]."""
+        """The map at `depth` (1, 2 or 3), computing nothing behind it: [B, channels[depth-1], H/s, W/s], s being
+        reductions[depth-1]."""
         maps: list[Tensor] = self.model.forward_intermediates(
             self.own_space(x), indices=[self.levels[depth - 1]], stop_early=True, intermediates_only=True
         )

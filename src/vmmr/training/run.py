@@ -217,6 +217,7 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
     }
     network = build_network(spec, samples.taxonomy, **(options if levels is not None else {}))
     backbone = network if isinstance(network, Backbone) else network.backbone
+    _require_size(backbone, config)
     if source is not None:
         backbone.model.load_state_dict(source.model.state_dict())
     elif config.weights is not None:
@@ -236,6 +237,17 @@ def _assemble(config: TrainConfig, samples: Samples, guide: Bundle | None) -> tu
             if (guide.spec.hierarchy.form, guide.spec.hierarchy.feed) == (config.hierarchy, config.feed):
                 network.head.load_state_dict(teacher.level_heads[0].state_dict())
     return Distil(network, teacher, config), spec
+
+
+@torch.no_grad()
+def _require_size(backbone: Backbone, config: TrainConfig) -> None:
+    was_training = backbone.training
+    try:
+        backbone.eval().answer(torch.zeros(1, 3, config.size, config.size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        do = "change size, or tell the network: backbone_options {img_size: ...}"
+        raise ConfigError(f"{config.backbone!r} takes no image of {config.size} pixels", got=error, do=do) from error
+    backbone.train(was_training)
 
 
 def _bundle(method: Method, fitted: Fitted, samples: Samples, spec: ModelSpec, config: TrainConfig) -> Bundle:
