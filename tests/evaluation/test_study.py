@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, rankdata, t
 
 from vmmr.evaluation.study import analysed, chosen, imbalance, measured, read_course
-from vmmr.evaluation.study_page import study_table, write_study
+from vmmr.evaluation.study_page import differences_table, study_table, write_study
 
 
 def _mean(values: list[float]) -> float:
@@ -66,6 +66,41 @@ def test_gain_is_paired_by_seed(study_document: dict[str, Any]) -> None:
                 mine = [own["test"]["clean"][level]["value"] for level in ("make", "class")]
                 gains.append(_mean([(m - s) / s for m, s in zip(mine, tops, strict=True)]))
         assert line["conditions"]["clean"]["delta_m"]["mean"] == pytest.approx(_mean(gains))
+
+
+def test_differences_are_paired_by_seed(study_document: dict[str, Any]) -> None:
+    document = analysed(study_document)
+    runs, settings = document["runs"], document["settings"]
+    table = differences_table(document, "fog@3").splitlines()
+    assert table[0] == "| | make − make alone | class − class alone | make − by the finest alone |"
+    assert len(table) == 2 + 6
+    for setting, line in zip(settings, document["analysis"]["settings"], strict=True):
+        if len(setting["levels"]) == 1:
+            assert line["differences"] == {"clean": {}, "fog@3": {}}
+            continue
+        kept = setting["candidates"][line["chosen"]]["runs"]
+        seeds = [seed for seed, key in enumerate(kept) if runs[key]["error"] is None]
+        cells = []
+        for name, single, measure, own in (
+            ("make", 0, "make", "make"),
+            ("class", 1, "class", "class"),
+            ("marginal", 1, "marginal", "make"),
+        ):
+            told = line["differences"]["fog@3"][name]
+            values = []
+            for seed in seeds:
+                alone = runs[settings[single]["candidates"][0]["runs"][seed]]
+                mine = runs[kept[seed]]["test"]["fog@3"][own]["value"]
+                values.append(mine - alone["test"]["fog@3"][measure]["value"])
+            assert told["mean"] == pytest.approx(_mean(values))
+            assert told["trainings"] == len(seeds)
+            cell = f"{100 * _mean(values):+.1f}"
+            if len(seeds) == 2:
+                half = t.ppf(0.975, 1) * abs(values[0] - values[1]) / 2
+                assert told["interval"] == pytest.approx([_mean(values) - half, _mean(values) + half])
+                cell += f" ({100 * told['interval'][0]:+.1f} to {100 * told['interval'][1]:+.1f})"
+            cells.append(cell.replace("-", "−"))
+        assert next(row for row in table if line["name"] in row).split(" | ")[1:] == [*cells[:2], f"{cells[2]} |"]
 
 
 def test_only_validation_tunes(study_document: dict[str, Any]) -> None:

@@ -182,7 +182,7 @@ def _line(
     all_done = [run for candidate in tried for run in succeeded(runs, candidate["runs"], "val")]
     found = succeeded(runs, tried[place]["runs"], split) if place is not None else []
     scores = [_val_score(candidate, setting, runs, document["conditions"][0]) for candidate in tried]
-    conditions = {}
+    conditions, differences = {}, {}
     for condition in document["conditions"]:
         measures = [run[split][condition] for run in found]
         cell = {}
@@ -192,6 +192,7 @@ def _line(
             cell[measure] = _over([said["value"] for said in held], images)
         gains = _gains(setting, found, every, runs, split, condition)
         conditions[condition] = cell | ({"delta_m": _over(gains)} if gains else {})
+        differences[condition] = _differences(setting, found, every, runs, split, condition)
     courses = [run["course"] for run in found if run["course"]]
     ratios = [ratio for course in courses if (ratio := imbalance(course)) is not None]
     return {
@@ -201,6 +202,7 @@ def _line(
         "scores": scores,
         "runs": len({key for candidate in tried for key in candidate["runs"]}),
         "conditions": conditions,
+        "differences": differences,
         "seconds": _over([run["seconds"] for run in found]) if found else None,
         "seconds_of_all": sum(run["seconds"] for run in all_done),
         "imbalance": _over(ratios) if ratios else None,
@@ -221,23 +223,60 @@ def _gains(
     seeds for which all of them are there."""
     if len(setting["levels"]) == 1:
         return []
-    alone = []
-    for level in (level for level in setting["levels"] if level in TREE):
-        known = [
-            {run["seed"]: run[split][condition][level]["value"] for run in succeeded(runs, kept, split)}
-            for other, place in every
-            if other["levels"] == [level] and other["shared"] == setting["shared"] and place is not None
-            for kept in [other["candidates"][place]["runs"]]
-        ]
-        if not known:
-            return []
-        alone.append((level, known[0]))
+    alone = {
+        level: _alone(level, level, setting, every, runs, split, condition)
+        for level in setting["levels"]
+        if level in TREE
+    }
     gains = []
     for run in found:
-        single = {level: by_seed.get(run["seed"], 0.0) for level, by_seed in alone}
+        single = {level: by_seed.get(run["seed"], 0.0) for level, by_seed in alone.items()}
         if all(single.values()):  # nothing is relative to a network that is missing, or never right
             gains.append(delta_m({level: run[split][condition][level]["value"] for level in single}, single))
     return gains
+
+
+def _differences(
+    setting: Document,
+    found: Sequence[Document],
+    every: Sequence[tuple[Document, int | None]],
+    runs: Mapping[str, Document],
+    split: str,
+    condition: str,
+) -> dict[str, Any]:
+    """By level of the tree, how much more of the images is named right than by the network of that level alone, seed by
+    seed; `marginal`: how much more makes than by the network of the finest level alone, asked for the make."""
+    tree = [level for level in TREE if level in setting["levels"]]
+    if len(setting["levels"]) == 1 or not tree:
+        return {}
+    rivals = {level: (level, level) for level in tree}
+    if tree[0] == "make" and len(tree) > 1:
+        rivals["marginal"] = (tree[-1], "marginal")
+    told = {}
+    for name, (level, measure) in rivals.items():
+        single = _alone(level, measure, setting, every, runs, split, condition)
+        own = "make" if name == "marginal" else level
+        values = [run[split][condition][own]["value"] - single[run["seed"]] for run in found if run["seed"] in single]
+        if values:
+            told[name] = _over(values)
+    return told
+
+
+def _alone(
+    level: str,
+    measure: str,
+    setting: Document,
+    every: Sequence[tuple[Document, int | None]],
+    runs: Mapping[str, Document],
+    split: str,
+    condition: str,
+) -> dict[int, float]:
+    """A measure of the network of this level alone with the same choices, by seed; empty where there is none."""
+    for other, place in every:
+        if other["levels"] == [level] and other["shared"] == setting["shared"] and place is not None:
+            kept = succeeded(runs, other["candidates"][place]["runs"], split)
+            return {run["seed"]: run[split][condition][measure]["value"] for run in kept}
+    return {}
 
 
 def _mean_course(courses: Sequence[Document]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vmmr.evaluation.study_figures import Dots, course_figure, dots_figure, scat
 from vmmr.levels import LEVELS, NUMBERS
 from vmmr.taxonomy import TREE
 
-__all__ = ["TITLES", "study_table", "write_study"]
+__all__ = ["TITLES", "differences_table", "study_table", "write_study"]
 
 TITLES = {
     "marginal": "make by the finest",
@@ -59,6 +59,26 @@ def study_table(document: Document, condition: str) -> str:
     return "\n".join(lines)
 
 
+def differences_table(document: Document, condition: str) -> str:
+    """Settings of several levels against networks of one, seed by seed, as a Markdown table: percent points with their
+    95 % interval over trainings."""
+    lines = [line for line in document["analysis"]["settings"] if line["differences"].get(condition)]
+    names = [name for name in (*TREE, "marginal") if any(name in line["differences"][condition] for line in lines)]
+    heads = ["make − by the finest alone" if name == "marginal" else f"{name} − {name} alone" for name in names]
+    rows = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(names)}"]
+    for line in lines:
+        cells = [_points(line["differences"][condition].get(name)) for name in names]
+        rows.append(f"| {_told(line)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _points(found: Document | None) -> str:
+    if found is None:
+        return "–"
+    ends = [] if found["interval"] is None else [f"{100 * end:+.1f}" for end in found["interval"]]
+    return (f"{100 * found['mean']:+.1f}" + (f" ({ends[0]} to {ends[1]})" if ends else "")).replace("-", "−")
+
+
 def _told(line: Document) -> str:
     return str(line["name"]) + (f" (best of {line['candidates']})" if line["candidates"] > 1 else "")
 
@@ -78,6 +98,11 @@ def write_study(out: Path, document: Document) -> None:
     write_text(out / "study.json", json.dumps(document, indent=1))
     parts = [f"# {document['title']}", f"Percent of {_images(document)}, mean ± standard deviation over trainings."]
     parts += [f"## {condition}\n\n{study_table(document, condition)}" for condition in document["conditions"]]
+    parts += [
+        f"## {condition}, against one network a level\n\n{differences_table(document, condition)}"
+        for condition in document["conditions"]
+        if any(line["differences"].get(condition) for line in document["analysis"]["settings"])
+    ]
     parts += [f"## Cost\n\n{_cost_table(document)}"]
     write_text(out / "study.md", "\n\n".join(parts) + "\n")
     write_text(out / "study.html", _page(document))
