@@ -287,7 +287,10 @@ def test_a_failing_row_stops_no_other(done: Done) -> None:
         setting["name"] for setting in document["settings"] if set(setting["candidates"][0]["runs"]) & set(failed)
     ] == ["broken"]
     assert all("nowhere.safetensors" in run["error"] for run in failed.values())
-    assert len(document["runs"]) == 2 * (2 + 1 + 4) - 2  # the untuned candidate is the uniform row
+    tuned = next(line for line in document["analysis"]["settings"] if line["candidates"] > 1)
+    # The untuned candidate is the uniform row; the second seed has but the better one.
+    assert len(document["runs"]) == 2 * (2 + 1 + 4) - 2 - (tuned["chosen"] == 0)
+    assert tuned["runs"] == 3
     line = document["analysis"]["settings"][[s["row"] for s in document["settings"]].index("broken")]
     assert line["chosen"] is None
     assert line["conditions"] == {"clean": {}, "gaussian_0.2": {}}
@@ -299,14 +302,19 @@ def test_test_images_meet_only_what_validation_chose(done: Done) -> None:
     shown = {path.parent.name for path in out.glob("runs/*/test.json")}
     kept = set()
     for setting, line in zip(document["settings"], document["analysis"]["settings"], strict=True):
-        scores = []
+        scores, first = [], []
         for candidate in setting["candidates"]:
             runs = [document["runs"][key] for key in candidate["runs"] if document["runs"][key]["error"] is None]
             tops = [[run["val"]["clean"][level]["value"] for level in setting["levels"]] for run in runs]
             scores.append(np.mean([np.mean(found) for found in tops]) if tops else None)
+            first.append(np.mean(tops[0]) if tops else None)
+            assert [run["seed"] for run in runs] in ([0, 1], [0], [])
         assert line["scores"] == pytest.approx(scores) if None not in scores else line["scores"] == scores
         if None not in scores:
-            assert line["chosen"] == int(np.argmax(scores))
+            assert line["chosen"] == int(np.argmax(first))
+            assert [len(candidate["runs"]) for candidate in setting["candidates"]] == [
+                2 if place == line["chosen"] else 1 for place in range(len(first))
+            ]
             kept |= set(setting["candidates"][line["chosen"]]["runs"])
     assert shown == kept
     assert document["split"] == "test"

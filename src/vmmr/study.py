@@ -1,8 +1,8 @@
 """A study: settings crossed in one YAML file, every run trained once, all of them analysed together. `vmmr study`.
 
 A run is a folder named by a hash of its settings and images, so that what is finished stays finished, what was killed
-goes on, and settings that mean the same are trained once. Validation images select; test images are shown only to what
-was selected.
+goes on, and settings that mean the same are trained once. Validation images select, with the first seed; test images
+are shown only to what was selected.
 """
 
 from __future__ import annotations
@@ -240,11 +240,7 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
         (study.out / "runs").mkdir(exist_ok=True)
         images, who = _images(study, progress)
         runs: dict[str, tuple[str, TrainConfig]] = {}
-        for seed, setting in product(study.seeds, settings):  # seeds outermost: what is there after an hour has all
-            for number, candidate in enumerate(setting.candidates, 1):
-                config = _seeded(candidate, seed)
-                which = f" ({number} of {len(setting.candidates)})" if len(setting.candidates) > 1 else ""
-                runs.setdefault(run_key(config, who), (f"{setting.name}{which}, seed {seed}", config))
+        errors: dict[str, str] = {}
         document: dict[str, Any] = {
             "format": "vmmr-study",
             "version": 1,
@@ -253,11 +249,24 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
             "images": who,
             "seeds": list(study.seeds),
             "conditions": list(study.conditions),
-            "settings": [_described(setting, study, who) for setting in settings],
+            "settings": [_described(setting, study) for setting in settings],
         }
         with start_workers(study.out, processes) as workers:
-            errors = do_all(workers, _jobs(study, runs, images, "val"), "train", progress)
-            document["runs"] = {key: _record(study.out, key, config, errors) for key, (_, config) in runs.items()}
+            going = [list(range(len(setting.candidates))) for setting in settings]
+            for seeds in filter(None, (study.seeds[:1], study.seeds[1:])):  # the first one tunes
+                for seed, (setting, told, places) in product(
+                    seeds, list(zip(settings, document["settings"], going, strict=True))
+                ):
+                    for place in places:
+                        config = _seeded(setting.candidates[place], seed)
+                        key, count = run_key(config, who), len(setting.candidates)
+                        told["candidates"][place]["runs"].append(key)
+                        which = f" ({place + 1} of {count})" if count > 1 else ""
+                        runs.setdefault(key, (f"{setting.name}{which}, seed {seed}", config))
+                errors |= do_all(workers, _jobs(study, runs, images, "val", errors), "train", progress)
+                document["runs"] = {key: _record(study.out, key, config, errors) for key, (_, config) in runs.items()}
+                best = [chosen(told, document["runs"], study.conditions[0]) for told in document["settings"]]
+                going = [places if place is None else [place] for places, place in zip(going, best, strict=True)]
             if study.test:
                 found = [chosen(setting, document["runs"], study.conditions[0]) for setting in document["settings"]]
                 kept = {
@@ -267,7 +276,7 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
                     for key in setting["candidates"][best]["runs"]
                     if document["runs"][key]["error"] is None
                 }
-                errors |= do_all(workers, _jobs(study, kept, images, "test"), "test", progress)
+                errors |= do_all(workers, _jobs(study, kept, images, "test", errors), "test", progress)
                 document["runs"] = {
                     key: _record(study.out, key, config, errors, test=key in kept) for key, (_, config) in runs.items()
                 }
@@ -277,8 +286,8 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
     return document
 
 
-def _described(setting: Setting, study: Study, images: str) -> dict[str, Any]:
-    """What study.json says of a cell: its candidates by what they change in the recipe, and their runs by seed."""
+def _described(setting: Setting, study: Study) -> dict[str, Any]:
+    """What study.json says of a cell: its candidates by what they change in the recipe, and their runs, none so far."""
     plain = recipe(study.recipe).to_dict()
     return {
         "name": setting.name,
@@ -289,7 +298,7 @@ def _described(setting: Setting, study: Study, images: str) -> dict[str, Any]:
         "candidates": [
             {
                 "settings": {key: value for key, value in config.to_dict().items() if value != plain[key]},
-                "runs": [run_key(_seeded(config, seed), images) for seed in study.seeds],
+                "runs": [],
             }
             for config in setting.candidates
         ],
@@ -322,8 +331,14 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _jobs(study: Study, runs: Mapping[str, tuple[str, TrainConfig]], images: Path, split: str) -> list[Job]:
-    """What is still to do: runs without results of this split under all conditions."""
+def _jobs(
+    study: Study,
+    runs: Mapping[str, tuple[str, TrainConfig]],
+    images: Path,
+    split: str,
+    errors: Mapping[str, str],
+) -> list[Job]:
+    """What is still to do: runs without results of this split under all conditions, but for those that failed."""
     return [
         {
             "name": name,
@@ -335,7 +350,7 @@ def _jobs(study: Study, runs: Mapping[str, tuple[str, TrainConfig]], images: Pat
             "conditions": list(study.conditions),
         }
         for key, (name, config) in runs.items()
-        if not set(study.conditions) <= set(_results(study.out, key, split).get("conditions", {}))
+        if key not in errors and not set(study.conditions) <= set(_results(study.out, key, split).get("conditions", {}))
     ]
 
 
