@@ -24,40 +24,54 @@ from vmmr.models.backbone import Backbone
 
 from timm.layers.norm_act import BatchNormAct2d  # isort: skip
 
-__all__ = ["BankedNetwork", "BankedNorm", "redraw"]
+__all__ = ["NAMES", "BankedNetwork", "BankedNorm", "Choice", "bank_norms", "redraw", "require_bank"]
 
-_NAMES = ("weight", "bias", "running_mean", "running_var")
+NAMES = ("weight", "bias", "running_mean", "running_var")
+"""What a bank holds of a layer."""
+
+
+class Choice:
+    """Whose bank all layers of a network apply in the pass that is under way: one for all images, or int64 [B], one for
+    each; None: those of all."""
+
+    def __init__(self) -> None:
+        self.bank: int | Tensor | None = None
 
 
 class BankedNorm(nn.Module):
     """One BatchNorm of a network with a bank for each task: gamma, beta, running mean and variance, [C] each.
 
-    norm: the one whose place it takes, kept as `origin`: new banks start from it, and answers do not use it. task:
-    whose bank is applied to x [B, C, H, W]; None: those of all, each to its part of x [T*B, C, H, W], task after task,
-    by running statistics.
+    norm: the one whose place it takes, kept as `origin`: new banks start from it, and answers do not use it. choice:
+    whose bank is applied to x [B, C, H, W]; of None, all of them, each to its part of x [T*B, C, H, W], task after
+    task. Where that is not one bank for all, running statistics are used.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, choice: Choice) -> None:
         super().__init__()
         self.origin = _plain(norm)
         self.banks = nn.ModuleList()
         # timm's BatchNorm brings the activation behind it.
         self.tail: nn.Module = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        self.task: int | None = None
+        self.choice = choice
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        if self.task is not None:
-            found: Tensor = self.tail(self.banks[self.task](x))
-            return found
-        scale, shift = (value[:, None, :, None, None] for value in affine(self.stacked()))
-        parts = x.reshape(len(self.banks), -1, *x.shape[1:])
-        moved: Tensor = self.tail(torch.addcmul(shift, parts, scale).flatten(0, 1))
-        return moved
+        bank = self.choice.bank
+        if isinstance(bank, int):
+            moved: Tensor = self.banks[bank](x)
+        elif bank is not None:
+            scale, shift = (value[bank][:, :, None, None] for value in affine(self.stacked()))
+            moved = torch.addcmul(shift, x, scale)
+        else:
+            scale, shift = (value[:, None, :, None, None] for value in affine(self.stacked()))
+            parts = x.reshape(len(self.banks), -1, *x.shape[1:])
+            moved = torch.addcmul(shift, parts, scale).flatten(0, 1)
+        found: Tensor = self.tail(moved)
+        return found
 
     def stacked(self) -> dict[str, Tensor]:
         """weight, bias, running_mean, running_var [T, C] of all banks, and eps [T, 1]."""
-        values = {name: torch.stack([getattr(bank, name) for bank in self.banks]) for name in _NAMES}
+        values = {name: torch.stack([getattr(bank, name) for bank in self.banks]) for name in NAMES}
         return values | {"eps": values["weight"].new_full((len(self.banks), 1), self.origin.eps)}
 
 
@@ -102,19 +116,8 @@ class BankedNetwork(nn.Module):
                 got=type(classifier).__name__,
                 do="pick a backbone with one, or classes=0",
             )
-        self.norms: dict[str, BankedNorm] = {}
-        for name, module in [*model.named_modules()]:
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                known = isinstance(module, nn.BatchNorm2d) and type(module) in (nn.BatchNorm2d, BatchNormAct2d)
-                if not known or not (module.affine and module.track_running_stats):
-                    raise ConfigError(
-                        "a BatchNorm of the base network cannot be banked", got=f"{name}: {type(module).__name__}"
-                    )
-                parent, _, own = name.rpartition(".")
-                self.norms[name] = BankedNorm(module)  # type: ignore[arg-type]
-                setattr(model.get_submodule(parent), own, self.norms[name])
-        if not self.norms:
-            raise ConfigError("the base network has no BatchNorm", do="pick a backbone with BatchNorm")
+        self._choice = Choice()
+        self.norms = bank_norms(model, self._choice)
         self.requires_grad_(False)
         if isinstance(classifier, nn.Linear):
             self._grow(classifier.out_features, "base", _head_of(classifier, base_unknown))
@@ -190,10 +193,10 @@ class BankedNetwork(nn.Module):
     def features(self, x: Tensor, task: int) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> pooled features [B, D] by the bank of one task."""
         try:
-            self._switch(range(len(self))[task])
+            self._choice.bank = range(len(self))[task]
             return self._pooled(self.backbone.own_space(x))
         finally:
-            self._switch(None)
+            self._choice.bank = None
 
     def logits(self, x: Tensor, task: int) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the logits [B, K_t + 1] of one task."""
@@ -276,14 +279,7 @@ class BankedNetwork(nn.Module):
                     "banks of another network", got=f"{name} is {'missing' if name in own else 'not known'}"
                 )
             value, wanted = tensors[name], own[name]
-            if value.shape != wanted.shape or value.dtype != wanted.dtype:
-                raise BundleError(
-                    f"{name} is of another network",
-                    got=f"{value.dtype} {list(value.shape)}",
-                    do=f"need {wanted.dtype} {list(wanted.shape)}",
-                )
-            if not value.isfinite().all() or (name.endswith(".running_var") and (value < 0).any()):
-                raise BundleError(f"{name} holds what is no finite number, or a variance below 0")
+            require_bank(name, value, wanted)
             wanted.copy_(value)
         return network
 
@@ -291,7 +287,7 @@ class BankedNetwork(nn.Module):
         found: dict[str, Tensor] = {}
         for layer, norm in self.norms.items():
             for task, bank in enumerate(norm.banks):
-                found |= {f"banks.{task}.{layer}.{name}": getattr(bank, name) for name in _NAMES}
+                found |= {f"banks.{task}.{layer}.{name}": getattr(bank, name) for name in NAMES}
         for task, head in enumerate(self._linears()):
             found |= {f"heads.{task}.weight": head.weight, f"heads.{task}.bias": head.bias}
         return {name: value.detach() for name, value in found.items()}
@@ -313,14 +309,40 @@ class BankedNetwork(nn.Module):
         self.eval()
         return len(self) - 1
 
-    def _switch(self, task: int | None) -> None:
-        for norm in self.norms.values():
-            norm.task = task
-
     def _pooled(self, x: Tensor) -> Tensor:
         model = self.backbone.model
         found: Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
         return found
+
+
+def bank_norms(model: nn.Module, choice: Choice) -> dict[str, BankedNorm]:
+    """Put a `BankedNorm` without banks in the place of every BatchNorm of a model, and give them by name, in the order
+    in which the model names them. ConfigError where there is none, or one of another kind or without statistics."""
+    norms: dict[str, BankedNorm] = {}
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            known = isinstance(module, nn.BatchNorm2d) and type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+            if not known or not (module.affine and module.track_running_stats):
+                raise ConfigError("a BatchNorm of the network cannot be banked", got=f"{name}: {type(module).__name__}")
+            parent, _, own = name.rpartition(".")
+            norms[name] = BankedNorm(module, choice)  # type: ignore[arg-type]
+            setattr(model.get_submodule(parent), own, norms[name])
+    if not norms:
+        raise ConfigError("the network has no BatchNorm", do="pick a backbone with BatchNorm")
+    return norms
+
+
+def require_bank(name: str, value: Tensor, wanted: Tensor) -> None:
+    """BundleError, which names the tensor, unless it is of the shape and type that is wanted, finite, and no variance
+    below 0."""
+    if value.shape != wanted.shape or value.dtype != wanted.dtype:
+        raise BundleError(
+            f"{name} is of another network",
+            got=f"{value.dtype} {list(value.shape)}",
+            do=f"need {wanted.dtype} {list(wanted.shape)}",
+        )
+    if not value.isfinite().all() or (name.endswith(".running_var") and (value < 0).any()):
+        raise BundleError(f"{name} holds what is no finite number, or a variance below 0")
 
 
 def redraw(head: nn.Linear, generator: torch.Generator | None) -> None:
@@ -360,6 +382,6 @@ def _average(norm: BankedNorm, task: int, shares: tuple[float, float]) -> None:
     variance = (weight * spread).sum(dim=0)
     bank = norm.banks[task]
     gamma = scale * (variance + norm.origin.eps).sqrt()
-    for name, value in zip(_NAMES, (gamma, shift + mean * scale, mean, variance), strict=True):
+    for name, value in zip(NAMES, (gamma, shift + mean * scale, mean, variance), strict=True):
         getattr(bank, name).copy_(value)
     del norm.banks[task + 1]

@@ -183,7 +183,7 @@ def learn_bank(
             features = network.features(view(items[rows], generator), task)
             return functional.cross_entropy(auxiliary(features)[:, :outputs], targets[rows])
 
-        _descend("bank", plan, optimizer, len(labels), loss, generator, progress)
+        descend("bank", plan, optimizer, len(labels), loss, generator, progress)
     if settings.head == "auxiliary" or task == 0:
         network.heads[task].load_state_dict(auxiliary.state_dict())
 
@@ -229,7 +229,7 @@ def align(
     try:
         for parameter in heads:
             parameter.requires_grad_(True)
-        _descend("heads", plan, torch.optim.Adam(heads, lr=plan.lr), len(labels), loss, generator, progress)
+        descend("heads", plan, torch.optim.Adam(heads, lr=plan.lr), len(labels), loss, generator, progress)
     finally:
         for parameter in heads:
             parameter.requires_grad_(False).grad = None
@@ -303,7 +303,7 @@ def _joined(memory: Memory, items: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return torch.cat([memory.items, items]), torch.cat([memory.labels, labels])
 
 
-def _descend(
+def descend(
     stage: str,
     plan: Plan,
     optimizer: torch.optim.Optimizer,
