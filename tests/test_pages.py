@@ -110,6 +110,7 @@ backbone = Backbone("test_resnet", 3)
 images, labels = torch.rand(12, 3, 32, 32) * 2 - 1, torch.arange(12) % 3
 new_images, new_labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8) % 2 + 3
 image = images[:2]
+dark_images, dark_labels = images * 0.2, labels
 """,
     "training.md": """
 from vmmr.models import Backbone, ProgressiveNetwork
@@ -143,6 +144,24 @@ def _cars(folder: Path) -> None:
 
 def _new_cars(folder: Path) -> None:
     _drawn(folder, {"Audi,Q9,2027,suv": (200, 200, 40), "VW,ID,2027,sedan": (200, 40, 200)})
+
+
+def _night_cars(folder: Path) -> None:
+    _drawn(
+        folder,
+        {
+            "Audi,A4,2012,sedan": (50, 20, 20),
+            "Audi,A6,2012,wagon": (20, 50, 20),
+            "BMW,M3,2010,coupe": (20, 20, 50),
+        },
+    )
+
+
+def _pictures_at_night(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    for place in range(12):
+        Image.fromarray(random.integers(0, 60, (36, 48, 3), dtype=np.uint8)).save(folder / f"{place}.png")
 
 
 def _newer_cars(folder: Path) -> None:
@@ -241,6 +260,8 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "more_cars": _pictures,
     "new_cars": _new_cars,
     "newer_cars": _newer_cars,
+    "night_cars": _night_cars,
+    "night_pictures": _pictures_at_night,
     "pictures": _pictures,
     "film.mp4": _film,
     "sightings.csv": _sightings,

@@ -1,4 +1,4 @@
-"""`vmmr extend` and `vmmr rollback`: new classes for a bundle that is there, and back."""
+"""`vmmr extend` and `rollback`: new classes or another domain for a bundle that is there, and back."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["add_extend", "run_extend", "run_rollback"]
 
 def add_extend(verbs: Any) -> None:
     """The verbs."""
-    extend = ArgumentParser(description="Let a bundle learn new classes; old answers stay, and the way back is open.")
+    extend = ArgumentParser(description="Let a bundle learn new classes, or another domain; the way back is open.")
     extend.add_argument("bundle", type=str, help="bundle folder")
-    extend.add_argument("new", type=str, help="manifest file or folder with images of the new classes")
+    extend.add_argument("new", type=str, help="manifest file or folder with the new images; domain: or pictures")
     extend.add_argument("--out", required=True, type=str, metavar="DIR", help="folder to write")
-    extend.add_argument("--mode", default="gallery", choices=["gallery", "task"], help="see docs/extend.md")
+    extend.add_argument("--mode", default="gallery", choices=["gallery", "task", "domain"], help="see docs/extend.md")
     extend.add_argument("--data", default=None, type=str, help="manifest it was trained on, with a split val")
     extend.add_argument("--bound", default=0.02, type=float, help="share of old images whose answer may change")
-    extend.add_argument("--least", default=5, type=int, help="images that a new class needs")
+    extend.add_argument("--least", default=5, type=int, help="images that a new class or domain needs")
     extend.add_argument("--max-drop", default=0.5, type=float, help="points that old accuracy may lose")
     extend.add_argument("--force", action="store_true", help="write it even so")
-    extend.add_argument("--epochs", default=30, type=int, help="task: of the new bank of BatchNorms")
+    extend.add_argument("--epochs", default=30, type=int, help="task, domain: of the new bank of BatchNorms")
     extend.add_argument("--align-epochs", default=50, type=int, help="task: of all heads together")
     extend.add_argument("--memory", default=2000, type=int, help="task: old images that are learned with")
     extend.add_argument("--base-unknown", action="store_true", help="task: train an unknown output of the old head too")
@@ -34,7 +34,7 @@ def add_extend(verbs: Any) -> None:
         "--keep-absent", action="store_true", help="task: heads learn from batches without their classes"
     )
     extend.add_argument("--reduction", default="sum", choices=["sum", "mean"], help="task: of the losses of heads")
-    extend.add_argument("--seed", default=0, type=int, help="task: of everything drawn")
+    extend.add_argument("--seed", default=0, type=int, help="task, domain: of everything drawn")
     verbs.add_subcommand("extend", extend, help="let a bundle learn new classes")
 
     rollback = ArgumentParser(description="The bundle that an extended one was made from, byte for byte.")
@@ -48,8 +48,9 @@ def run_extend(args: Namespace) -> int:
     from vmmr.data.manifest import Manifest
     from vmmr.export.bundle import BUNDLE, write_bundle
     from vmmr.export.folder import require_replaceable
-    from vmmr.extend.gallery import extend_gallery  # slow to import
-    from vmmr.extend.report import card_section
+    from vmmr.extend.domain import DomainSettings, extend_domain  # slow to import
+    from vmmr.extend.gallery import extend_gallery
+    from vmmr.extend.report import card_section, domain_section
     from vmmr.extend.task import extend_task
 
     out = Path(args.out)
@@ -62,17 +63,32 @@ def run_extend(args: Namespace) -> int:
         "force": args.force,
         "progress": True,
     }
-    new = Manifest.load(args.new)
-    if args.mode == "task":
-        bundle, skipped = extend_task(args.bundle, new, settings=_task_settings(args), **given)
+    if args.mode == "domain":
+        domain = DomainSettings(seed=args.seed)
+        domain = replace(domain, plan=replace(domain.plan, epochs=args.epochs))
+        bundle, skipped = extend_domain(args.bundle, _of_a_domain(args.new), settings=domain, **given)
+    elif args.mode == "task":
+        bundle, skipped = extend_task(args.bundle, Manifest.load(args.new), settings=_task_settings(args), **given)
     else:
-        bundle, skipped = extend_gallery(args.bundle, new, **given)
+        bundle, skipped = extend_gallery(args.bundle, Manifest.load(args.new), **given)
     for path, reason in skipped:
         print(f"vmmr: left out {path}: {reason}", file=sys.stderr)
     write_bundle(out, bundle)
-    print(card_section(bundle.added).rstrip())
+    section = domain_section if args.mode == "domain" else card_section
+    print(section(bundle.added).rstrip())
     print(args.out)
     return 0
+
+
+def _of_a_domain(source: str) -> Any:
+    """The table at a place or, of a folder that holds pictures and no table, the pictures: they have no labels."""
+    from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
+    from vmmr.data.manifest import Manifest
+
+    beside = sorted(Path(source).iterdir()) if Path(source).is_dir() else []
+    pictures = [str(path) for path in beside if path.suffix.lower() in IMAGE_SUFFIXES]
+    tables = [path for path in beside if path.suffix in (".csv", ".parquet")]
+    return pictures if pictures and not tables else Manifest.load(source)
 
 
 def _task_settings(args: Namespace) -> Any:

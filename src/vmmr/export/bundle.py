@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from vmmr.data.labels import level_labels
 from vmmr.data.manifest import Manifest
@@ -217,17 +217,14 @@ class Bundle(Facts):
     def network(self) -> Network:
         """The network with these weights, in evaluation mode, for images in [-1, 1]."""
         try:
-            network: Network = build_network(self.spec, self.taxonomy) if self.parent is None else layered_network(self)
+            network: Network
+            if self.parent is None:
+                network = build_network(self.spec, self.taxonomy)
+                (network.model if isinstance(network, Backbone) else network).load_state_dict(self.tensors)
+            else:
+                network = layered_network(self)
         except ConfigError as error:
             raise BundleError(f"the config.json of {self.name} describes no network", got=error) from error
-        target: nn.Module = network
-        if isinstance(network, Backbone):
-            target = network.model
-        elif isinstance(network, GalleryNetwork):
-            target = network.gallery
-        try:
-            if not isinstance(network, TaskNetwork):  # which is made of its tensors
-                target.load_state_dict(self.tensors)
         except RuntimeError as error:
             raise BundleError(
                 f"the weights of {self.name} do not fit its config.json", got=str(error).split("\n")[1:2]

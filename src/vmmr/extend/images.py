@@ -12,15 +12,18 @@ from torch import Tensor
 
 from vmmr.data.manifest import Manifest
 from vmmr.data.pixels import Pixels
+from vmmr.data.preprocess import Preprocess
 from vmmr.data.splits import groups_of, require_no_leakage, training_view
 from vmmr.errors import ConfigError, DataError, ManifestError
 from vmmr.evaluation.classify import views
 from vmmr.export.bundle import Bundle, Network
 from vmmr.taxonomy import Taxonomy
+from vmmr.training.augment import crop_and_flip
 from vmmr.unknown import BANK
 from vmmr.unknown.knn import KNNFitted
 
 __all__ = [
+    "CropView",
     "Fresh",
     "OldImages",
     "Seen",
@@ -30,6 +33,21 @@ __all__ = [
     "old_splits",
     "see",
 ]
+
+
+class CropView:
+    """uint8 [B, 3, h, w] -> images in [-1, 1]: cropped and flipped by draws of a generator, or at the centre."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = replace(preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    def __call__(self, items: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See the class."""
+        own = self.preprocess
+        if generator is None:
+            return own.normalise(own.centre_crop(items))
+        draws = torch.rand(len(items), 3, generator=generator)
+        return own.normalise(crop_and_flip(items, draws, own.height, own.width, padding=0))
 
 
 class Seen(NamedTuple):

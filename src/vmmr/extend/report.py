@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,10 +24,13 @@ __all__ = [
     "Known",
     "Split",
     "card_section",
+    "domain_section",
+    "fingerprint",
     "grown_detector",
     "keep_promise",
     "require_extendable_detector",
     "require_kept",
+    "said",
     "told_new",
     "told_old",
 ]
@@ -55,6 +60,20 @@ class Split(NamedTuple):
     learned: Seen
     out: Seen
     scores: Tensor
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def said(stage: str, done: int, epochs: int, loss: float) -> None:
+    """Say how far a stage has come, on standard error; see `task_norm.Progress`."""
+    print(f"vmmr: {stage} {done}/{epochs}, loss {loss:.4f}", file=sys.stderr)
 
 
 def grown_detector(detector: Detector | None, shown: Seen, splits: Sequence[Split]) -> Known:
@@ -163,6 +182,29 @@ def card_section(added: Mapping[str, Any]) -> str:
             f"- old classes, {old['images']} validation images: top-1 {_percent(old['before'])} before, "
             f"{_percent(old['after'])} after; {old['changed']} answers changed"
         )
+    return "\n".join(lines) + "\n"
+
+
+def domain_section(added: Mapping[str, Any]) -> str:
+    """The same of a domain: how many images, who goes to its bank, and what it did to them and to the old ones."""
+    new, old = added["new"], added["old"]
+    taught = "statistics, gamma and beta" if added["labels"] else "statistics alone, no labels"
+    lines = [
+        f"## Extended: domain {added['domain']}",
+        "",
+        f"On {added['when']}, from {added['images']} images ({added['skipped']} more could not be read): {taught}.",
+        "",
+        f"- its own, {new['images']} held-out images: {_percent(new['taken'])} go to its bank"
+        + "".join(
+            f"; {name} {_percent(new['before'][key])} before, {_percent(new['after'][key])} after"
+            for key, name in (("top1", "top-1"), ("known", "known vehicles"))
+            if new["before"][key] is not None
+        ),
+        f"- bound: at most {_percent(added['bound']['share'])} of old images, if they are like the "
+        f"{added['bound']['of']}, go to its bank",
+        f"- old domains, {old['images']} validation images: {_percent(old['taken'])} go to its bank; top-1 "
+        f"{_percent(old['before'])} before, {_percent(old['after'])} after; {old['changed']} answers changed",
+    ]
     return "\n".join(lines) + "\n"
 
 

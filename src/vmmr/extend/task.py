@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,19 +12,21 @@ import torch
 from torch import Tensor
 
 from vmmr.data.manifest import Manifest
-from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError, DataError, TrainingError
 from vmmr.evaluation.calibration import fit_temperature
 from vmmr.export.bundle import Bundle, Network
 from vmmr.export.extension import extended, read_extendable
-from vmmr.extend.images import Seen, fresh_rows, labelled_pixels, old_splits, see
+from vmmr.export.layers import TASKS
+from vmmr.extend.images import CropView, Seen, fresh_rows, labelled_pixels, old_splits, see
 from vmmr.extend.report import (
     Extended,
     Split,
     card_section,
+    fingerprint,
     grown_detector,
     keep_promise,
     require_kept,
+    said,
     told_new,
     told_old,
 )
@@ -37,9 +37,8 @@ from vmmr.incremental.network import TaskNetwork, routed_logits
 from vmmr.incremental.routing import fit_calibration
 from vmmr.incremental.task_norm import Plan, TaskNorm, learn_task
 from vmmr.models.backbone import Backbone
-from vmmr.training.augment import crop_and_flip
 
-__all__ = ["TaskSettings", "extend_task"]
+__all__ = ["TaskSettings", "exemplars", "extend_task", "frozen_banks", "heads_of"]
 
 _FOLDS = 5
 _STEP = 0.1  # of log-odds
@@ -106,7 +105,7 @@ def extend_task(
     else:
         assert isinstance(network, Backbone)
         banked = BankedNetwork(network, base_unknown=settings.base_unknown)
-    earlier = _fingerprint(banked, len(banked))
+    earlier = frozen_banks(banked, len(banked))
 
     shown = see(network, fresh.pixels, fresh.labels, fresh.rows)
     out = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS) == 0
@@ -115,18 +114,18 @@ def extend_task(
         raise DataError("a class has images of one group alone", do="name groups only where pictures must not part")
     held_pixels, held_labels = labelled_pixels(bundle, validation, progress=progress)
     held = see(network, held_pixels, held_labels, np.arange(len(held_pixels)))
-    memory = _exemplars(bundle, network, train, settings.memory, progress)
+    memory = exemplars(bundle, network, train, settings.memory, progress)
 
     generator = torch.Generator().manual_seed(settings.seed)
-    view = _View(bundle.preprocess)
+    view = CropView(bundle.preprocess)
     items = fresh.pixels[fresh.rows[~out.numpy()]]
-    told = _said if progress else None
+    told = said if progress else None
     learn_task(banked, items, learned.labels, memory, view, settings=settings.norm, generator=generator, progress=told)
-    if _fingerprint(banked, len(banked) - 1) != earlier:
+    if frozen_banks(banked, len(banked) - 1) != earlier:
         raise TrainingError("learning a task changed what is shared or an earlier bank", do="report this as a bug")
 
-    heads_old = _heads(banked, held_pixels[np.arange(len(held_pixels))], view)
-    heads_new = _heads(banked, fresh.pixels[fresh.rows[out.numpy()]], view)
+    heads_old = heads_of(banked, held_pixels[np.arange(len(held_pixels))], view)
+    heads_new = heads_of(banked, fresh.pixels[fresh.rows[out.numpy()]], view)
     both, labels = torch.cat([heads_old, heads_new]), torch.cat([held.labels, held_new.labels])
     calibration = fit_calibration(both, labels, banked.classes, banked.widths)
     scale, offset = calibration.scale.clone(), calibration.offset.clone()
@@ -174,30 +173,17 @@ def extend_task(
 
 
 def _require_plain(bundle: Bundle) -> None:
-    if bundle.spec.kind != "plain" or bundle.levels is not None or bundle.added.get("mode", "task") != "task":
-        what = "a gallery" if bundle.added.get("mode") == "gallery" else f"{bundle.spec.kind}, levels or heads"
+    mode = bundle.added.get("mode", "task")
+    if bundle.spec.kind != "plain" or bundle.levels is not None or mode not in TASKS:
+        what = f"a {mode}" if mode not in TASKS else f"{bundle.spec.kind}, levels or heads"
         raise ConfigError(
             "tasks are learned by plain networks of classes alone",
             got=what,
-            do="use the mode gallery, or roll galleries back first",
+            do="use the mode gallery, or roll back what is on top first",
         )
 
 
-class _View:
-    """uint8 [B, 3, h, w] -> images in [-1, 1]: cropped and flipped by draws of a generator, or at the centre."""
-
-    def __init__(self, preprocess: Preprocess) -> None:
-        self.preprocess = replace(preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
-
-    def __call__(self, items: Tensor, generator: torch.Generator | None) -> Tensor:
-        own = self.preprocess
-        if generator is None:
-            return own.normalise(own.centre_crop(items))
-        draws = torch.rand(len(items), 3, generator=generator)
-        return own.normalise(crop_and_flip(items, draws, own.height, own.width, padding=0))
-
-
-def _exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, progress: bool) -> Memory:
+def exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, progress: bool) -> Memory:
     """Old training images, as many of each class, the most telling first."""
     pixels, labels = labelled_pixels(bundle, train, progress=progress)
     missing = len(bundle.taxonomy) - len(np.unique(labels))
@@ -213,27 +199,19 @@ def _exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, p
 
 
 @torch.no_grad()
-def _heads(banked: BankedNetwork, items: Tensor, view: _View) -> Tensor:
+def heads_of(banked: BankedNetwork, items: Tensor, view: CropView) -> Tensor:
     """The logits of all heads side by side, of images as they are answered."""
     return torch.cat([banked(view(part, None))["logits"] for part in torch.split(items, 64)])
 
 
-def _fingerprint(banked: BankedNetwork, tasks: int) -> str:
-    """SHA-256 of the shared weights and of the banks of the first tasks."""
+def frozen_banks(banked: BankedNetwork, tasks: int) -> str:
+    """The fingerprint of the shared weights and of the banks of the first tasks."""
     shared: Mapping[str, Tensor] = {
         f"shared.{name}": value for name, value in banked.backbone.state_dict().items() if ".banks." not in name
     }
     banks = {name: v for name, v in banked.tensors().items() if name.startswith("banks.") and _task_of(name) < tasks}
-    digest = hashlib.sha256()
-    for name, value in sorted({**shared, **banks}.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint({**shared, **banks})
 
 
 def _task_of(name: str) -> int:
     return int(name.split(".")[1])
-
-
-def _said(stage: str, done: int, epochs: int, loss: float) -> None:
-    print(f"vmmr: {stage} {done}/{epochs}, loss {loss:.4f}", file=sys.stderr)

@@ -101,10 +101,12 @@ class DomainBanks(nn.Module):
 
     def distances(self, signatures: Tensor) -> Tensor:
         """[B, S] -> [B, T], of each domain."""
-        # One product for all domains: of a batched one OpenVINO gives zeros behind the first.
-        apart = functional.linear(signatures, self.whiten.flatten(0, 1)).unflatten(1, self.centre.shape)
-        centred = apart - (self.whiten @ self.centre[:, :, None])[:, :, 0]
-        return centred.square().sum(dim=2) + self.level
+        # One after the other: of all at once, [B, T, S], OpenVINO gets the sum wrong.
+        found = [
+            functional.linear(signatures - centre, whiten).square().sum(dim=1) + level
+            for centre, whiten, level in zip(self.centre, self.whiten, self.level, strict=True)
+        ]
+        return torch.stack(found, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same, normalised."""
