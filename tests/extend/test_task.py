@@ -19,9 +19,11 @@ from vmmr.evaluation.evaluate import evaluate
 from vmmr.export.bundle import read_bundle, write_bundle
 from vmmr.export.extension import roll_back
 from vmmr.extend.gallery import extend_gallery
+from vmmr.extend.merge import merge_tasks
 from vmmr.extend.task import TaskSettings, extend_task
+from vmmr.incremental.banks import BankedNetwork
 from vmmr.incremental.network import TaskNetwork
-from vmmr.incremental.task_norm import Plan
+from vmmr.incremental.task_norm import Plan, TaskNorm
 
 from .conftest import draw, pictures, require_alike
 
@@ -88,25 +90,97 @@ def test_numbers_of_the_card_are_those_of_the_images(extended: Path, old_cars: P
     assert "task, 2 classes" in bundle.card
 
 
-def test_a_task_on_a_task_goes_back_step_by_step(
-    extended: Path, known: Path, old_cars: Path, new_cars: Path, tmp_path: Path
-) -> None:
-    newer = draw(tmp_path / "newer", {"Fiat,Q,2028": (40, 200, 200)}, {"train": 10, "test": 3}, seed=3)
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(
+        tmp_path_factory.mktemp("newer") / "cars", {"Fiat,Q,2028": (40, 200, 200)}, {"train": 10, "test": 3}, seed=3
+    )
+
+
+def _together(out: Path, old_cars: Path, *more: Path) -> Path:
+    """One table of all these cars, with some of the training pictures of new ones for validation."""
     lines = [*(old_cars / "manifest.csv").read_text().splitlines()]
     rows = [lines[0], *(f"{old_cars}/{line}" for line in lines[1:])]
-    for line in (new_cars / "manifest.csv").read_text().splitlines()[1:]:
-        place = int(line.split(",")[0].split("-")[2].removesuffix(".png"))
-        rows.append(f"{new_cars}/{line.replace(',train', ',val') if place > 8 else line}")
-    (tmp_path / "all.csv").write_text("\n".join(rows))
-    words = ["extend", str(extended), str(newer), "--out", str(tmp_path / "twice"), "--data", str(tmp_path / "all.csv")]
+    for cars in more:
+        for line in (cars / "manifest.csv").read_text().splitlines()[1:]:
+            place = int(line.split(",")[0].split("-")[2].removesuffix(".png"))
+            rows.append(f"{cars}/{line.replace(',train', ',val') if place > 6 else line}")
+    out.write_text("\n".join(rows))
+    return out
+
+
+@pytest.fixture(scope="module")
+def twice(
+    extended: Path, old_cars: Path, new_cars: Path, newer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("twice")
+    table = _together(folder / "all.csv", old_cars, new_cars)
+    words = ["extend", str(extended), str(newer), "--out", str(folder / "bundle"), "--data", str(table)]
     assert main([*words, *QUICK, "--force"]) == 0
-    recognizer = vmmr.load(tmp_path / "twice")
+    return folder / "bundle"
+
+
+def test_a_task_on_a_task_goes_back_step_by_step(
+    twice: Path, extended: Path, known: Path, newer: Path, tmp_path: Path
+) -> None:
+    recognizer = vmmr.load(twice)
     assert [answer.make for answer in recognizer([*pictures(newer)])] == ["Fiat"] * 3
-    network = read_bundle(tmp_path / "twice").network()
+    network = read_bundle(twice).network()
     assert isinstance(network, TaskNetwork)
     assert network.banked.classes == (3, 2, 1)
-    assert roll_back(tmp_path / "twice", tmp_path / "once").digest == read_bundle(extended).digest
+    assert roll_back(twice, tmp_path / "once").digest == read_bundle(extended).digest
     assert roll_back(tmp_path / "once", tmp_path / "none").digest == read_bundle(known).digest
+
+
+def test_the_last_two_tasks_become_one(
+    twice: Path, extended: Path, old_cars: Path, new_cars: Path, newer: Path, tmp_path: Path
+) -> None:
+    table = _together(tmp_path / "all.csv", old_cars, new_cars, newer)
+    out = tmp_path / "merged"
+    words = ["merge", str(twice), "--data", str(table), "--out", str(out), "--memory", "60", "--align-epochs", "30"]
+    assert main([*words, "--force"]) == 0
+    bundle, before = read_bundle(out), read_bundle(twice)
+    network, was = bundle.network(), before.network()
+    assert isinstance(network, TaskNetwork)
+    assert isinstance(was, TaskNetwork)
+    assert network.banked.classes == (3, 3)
+    own, old = network.banked.tensors(), was.banked.tensors()
+    assert all(torch.equal(own[name], old[name]) for name in own if name.startswith("banks.0."))
+    wanted = BankedNetwork.from_tensors(read_bundle(known_of(twice)).network(), old, (3, 2, 1), base_unknown=False)  # type: ignore[arg-type]
+    wanted.merge(1, (2, 1))
+    merged = wanted.tensors()
+    assert all(torch.equal(own[name], merged[name]) for name in own if name.startswith("banks."))
+    assert not any(name.startswith("banks.0.") for name in bundle.tensors)
+    validation = Manifest.load(table).split("val")
+    for place, when in ((before, "before"), (bundle, "after")):
+        found = evaluate(place, validation)["conditions"]["clean"]["top1"]
+        assert found == pytest.approx(bundle.added["old"][when])
+    assert sum(answer.make == "Fiat" for answer in vmmr.load(out)([*pictures(newer)])) >= 2
+    assert "2 tasks are left, of 3, 3 classes" in bundle.card
+    assert roll_back(out, tmp_path / "back").digest == before.digest
+    with pytest.raises(TrainingError, match="lose too much"):
+        merge_tasks(twice, Manifest.load(table), settings=TaskSettings(memory=60, norm=_still()), max_drop=-101)
+    with pytest.raises(ConfigError, match="base head without an unknown output"):
+        merge_tasks(extended, Manifest.load(_together(tmp_path / "some.csv", old_cars, new_cars)))
+    cut = {name: value for name, value in bundle.tensors.items() if not name.startswith("banks.1.")}
+    with pytest.raises(BundleError, match="another network"):
+        replace(bundle, tensors=cut).network()
+
+
+def known_of(extended: Path) -> Path:
+    """The bundle below all extensions, written beside."""
+    roll_back(extended, extended.parent / "one")
+    roll_back(extended.parent / "one", extended.parent / "none")
+    return extended.parent / "none"
+
+
+def _still() -> TaskNorm:
+    return TaskNorm(stage1=Plan(0, 0.1), stage2=Plan(0, 0.1))
+
+
+def test_what_has_no_tasks_is_not_merged(known: Path, old_cars: Path) -> None:
+    with pytest.raises(ConfigError, match="no tasks to merge"):
+        merge_tasks(known, Manifest.load(old_cars))
 
 
 def test_a_gallery_stands_on_a_task_and_no_task_on_a_gallery(

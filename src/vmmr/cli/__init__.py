@@ -1,5 +1,5 @@
-"""The verbs: `vmmr train`, `distil`, `calibrate`, `extend`, `rollback`, `evaluate`, `compare`, `study`, `predict`,
-`track`, `triage`, `export`, `bench`, `serve`, `data import | check | render`, `demo`.
+"""The verbs: `vmmr train`, `distil`, `calibrate`, `extend`, `merge`, `rollback`, `evaluate`, `compare`, `study`,
+`predict`, `track`, `triage`, `export`, `bench`, `serve`, `data import | check | render`, `demo`.
 
 The flags of train and distil are the fields of `vmmr.config.TrainConfig`; a recipe gives their defaults, a YAML file
 (`--config`) and flags override them. Mistakes of the caller end with one sentence on standard error and status 2.
@@ -19,7 +19,7 @@ from vmmr.cli.calibrate import add_calibrate, run_calibrate
 from vmmr.cli.data import add_data, add_demo, run_data, run_demo
 from vmmr.cli.evaluate import add_evaluate, run_compare, run_evaluate
 from vmmr.cli.export import add_export, run_export
-from vmmr.cli.extend import add_extend, run_extend, run_rollback
+from vmmr.cli.extend import add_extend, run_extend, run_merge, run_rollback
 from vmmr.cli.predict import add_predict, run_predict, run_track
 from vmmr.cli.serve import add_serve, run_serve
 from vmmr.cli.study import add_study, run_study
@@ -39,6 +39,7 @@ _VERBS = {
     "evaluate": run_evaluate,
     "export": run_export,
     "extend": run_extend,
+    "merge": run_merge,
     "predict": run_predict,
     "rollback": run_rollback,
     "serve": run_serve,

@@ -1,4 +1,4 @@
-"""`vmmr extend` and `rollback`: new classes or another domain for a bundle that is there, and back."""
+"""`vmmr extend`, `merge` and `rollback`: new classes or another domain for a bundle that is there, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_extend", "run_extend", "run_rollback"]
+__all__ = ["add_extend", "run_extend", "run_merge", "run_rollback"]
 
 
 def add_extend(verbs: Any) -> None:
@@ -36,6 +36,17 @@ def add_extend(verbs: Any) -> None:
     extend.add_argument("--reduction", default="sum", choices=["sum", "mean"], help="task: of the losses of heads")
     extend.add_argument("--seed", default=0, type=int, help="task, domain: of everything drawn")
     verbs.add_subcommand("extend", extend, help="let a bundle learn new classes")
+
+    merge = ArgumentParser(description="Make one of the last two tasks of a bundle: an answer costs a pass less.")
+    merge.add_argument("bundle", type=str, help="bundle folder whose last extension is a task")
+    merge.add_argument("--out", required=True, type=str, metavar="DIR", help="folder to write")
+    merge.add_argument("--data", required=True, type=str, help="manifest of all its classes, with a split val")
+    merge.add_argument("--max-drop", default=0.5, type=float, help="points that accuracy may lose")
+    merge.add_argument("--force", action="store_true", help="write it even so")
+    merge.add_argument("--align-epochs", default=50, type=int, help="of all heads together")
+    merge.add_argument("--memory", default=2000, type=int, help="images that are learned with")
+    merge.add_argument("--seed", default=0, type=int, help="of everything drawn")
+    verbs.add_subcommand("merge", merge, help="make one of the last two tasks of a bundle")
 
     rollback = ArgumentParser(description="The bundle that an extended one was made from, byte for byte.")
     rollback.add_argument("bundle", type=str, help="extended bundle folder")
@@ -105,6 +116,28 @@ def _task_settings(args: Namespace) -> Any:
         reduction=args.reduction,
     )
     return TaskSettings(norm, memory=args.memory, base_unknown=args.base_unknown, seed=args.seed)
+
+
+def run_merge(args: Namespace) -> int:
+    """Merge, write, and print what the card says."""
+    from vmmr.data.manifest import Manifest
+    from vmmr.export.bundle import BUNDLE, write_bundle
+    from vmmr.export.folder import require_replaceable
+    from vmmr.extend.merge import merge_tasks  # slow to import
+    from vmmr.extend.report import merge_section
+    from vmmr.extend.task import TaskSettings
+
+    out = Path(args.out)
+    require_replaceable(out, BUNDLE)
+    settings = TaskSettings(memory=args.memory, seed=args.seed)
+    stage = replace(settings.norm.stage2, epochs=args.align_epochs)
+    settings = replace(settings, norm=replace(settings.norm, stage2=stage))
+    given: dict[str, Any] = {"max_drop": args.max_drop, "force": args.force, "progress": True}
+    bundle = merge_tasks(args.bundle, Manifest.load(args.data), settings=settings, **given)
+    write_bundle(out, bundle)
+    print(merge_section(bundle.added).rstrip())
+    print(args.out)
+    return 0
 
 
 def run_rollback(args: Namespace) -> int:

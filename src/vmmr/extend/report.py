@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "grown_detector",
     "keep_promise",
+    "merge_section",
     "require_extendable_detector",
     "require_kept",
     "said",
@@ -206,6 +207,18 @@ def domain_section(added: Mapping[str, Any]) -> str:
         f"{_percent(old['before'])} before, {_percent(old['after'])} after; {old['changed']} answers changed",
     ]
     return "\n".join(lines) + "\n"
+
+
+def merge_section(added: Mapping[str, Any]) -> str:
+    """The same of merged tasks."""
+    old, tasks = added["old"], added["tasks"]
+    return (
+        f"## Extended: the last two tasks are one\n\n"
+        f"On {added['when']}, with {added['exemplars']} images of all classes: {len(tasks)} tasks are left, of "
+        f"{', '.join(map(str, tasks))} classes.\n\n"
+        f"- {old['images']} validation images, on which routing and temperature were fitted: top-1 "
+        f"{_percent(old['before'])} before, {_percent(old['after'])} after; {old['changed']} answers changed\n"
+    )
 
 
 def _beside(added: Mapping[str, Any]) -> str:
