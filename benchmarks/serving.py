@@ -90,6 +90,8 @@ class Client:
         ends is opened anew for the next."""
         started = time.perf_counter()
         try:
+            if self._streams is not None and self._streams[0].at_eof():  # ended while it was idle
+                await self.close()
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
             reader, writer = self._streams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -138,3 +139,36 @@ def test_a_lost_worker_fails_what_waits_as_well() -> None:
         assert await asked(batcher, "g") == "g"
 
     assert run(story).passes == [4, 1]
+
+
+def test_places_are_for_those_that_come_as_much_as_for_those_that_wait() -> None:
+    async def story(batcher: Batcher, _: Worker) -> None:
+        def full() -> bool:
+            try:
+                with batcher.place():
+                    return False
+            except RefusalError as error:
+                return error.code == "overloaded"
+
+        with ExitStack() as coming:
+            places = [coming.enter_context(batcher.place()) for _ in range(8)]
+            assert full()  # though nothing waits
+            work = [asyncio.create_task(batcher.ask(pictures("a"), place)) for place in places[:5]]
+            await asyncio.sleep(0)
+            assert (batcher.waiting, full()) == (5, True)
+            results = [reply.results for reply in await asyncio.gather(*work)]
+            assert results == [[{"said": b"a"}]] * 5
+            assert [full() for _ in range(5)] == [False] * 5
+            with ExitStack() as more:
+                for _ in range(5):
+                    more.enter_context(batcher.place())
+                assert full()
+        with ExitStack() as again:
+            for _ in range(8):
+                again.enter_context(batcher.place())
+            batcher.stopping = True
+            with pytest.raises(RefusalError) as caught, batcher.place():
+                pass
+            assert caught.value.code == "stopping"
+
+    run(story)

@@ -116,7 +116,7 @@ def create_app(
     app.add_middleware(
         Gate,
         metrics=metrics,
-        check=batcher.check,
+        place=batcher.place,
         token=token,
         body_bytes=settings.body_mib << 20,
         hosts=settings.hosts,
@@ -206,7 +206,7 @@ def _health(app: FastAPI, batcher: Batcher, supervisor: Supervisor, metrics: Met
 def _v1(app: FastAPI, name: str, batcher: Batcher, supervisor: Supervisor) -> None:
     async def replies_to(request: Request, item: dict[str, Any], most: int = PICTURES) -> Replies:
         pictures = [Picture({**item, **box}, blob) for box, blob in await _form(request, most)]
-        replies = await batcher.ask(pictures)
+        replies = await batcher.ask(pictures, request.state.place)
         if len(pictures) == 1 and "error" in replies.results[0]:
             raise RefusalError(replies.results[0]["error"])
         return replies
@@ -342,7 +342,7 @@ def _v2(app: FastAPI, name: str, batcher: Batcher, supervisor: Supervisor) -> No
         """Tensors in, tensors out. A bad picture refuses the request: the protocol knows no error for a part of it."""
         known(model)
         asked, pictures = pictures_of(request.headers, await request.body())
-        replies: Replies = await batcher.ask(pictures)
+        replies: Replies = await batcher.ask(pictures, request.state.place)
         for result in replies.results:
             if "error" in result:
                 raise RefusalError(result["error"])

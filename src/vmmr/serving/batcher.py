@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,7 @@ class Batcher:
         self._supervisor, self._metrics = supervisor, metrics
         self._batch, self._latency_s, self._most, self._deadline_s = batch, latency_s, queue, deadline_s
         self._queue: deque[_Waiting] = deque()
+        self._places: set[object] = set()  # of requests that were let in and have not asked yet
         self._arrived = asyncio.Event()
         self.stopping = False
 
@@ -87,11 +89,28 @@ class Batcher:
         if self._queue and len(self._queue) + pictures > self._most:
             raise RefusalError("overloaded")
 
-    async def ask(self, pictures: Sequence[Picture]) -> Replies:
-        """The results of one request. Raises RefusalError: overloaded, not_ready, stopping, late, worker_lost.
+    @contextmanager
+    def place(self) -> Iterator[object]:
+        """A place in the queue, kept for a request whose pictures are still on their way, until it is given to `ask` or
+        the context ends. Raises RefusalError as `check`, and where all places are taken: so no request is let in,
+        received and read only to be refused then, unless it holds several pictures."""
+        self.check(0)
+        if len(self._queue) + len(self._places) >= self._most:
+            raise RefusalError("overloaded")
+        place = object()
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.discard(place)
+
+    async def ask(self, pictures: Sequence[Picture], place: object = None) -> Replies:
+        """The results of one request. place: what `place` kept for it. Raises RefusalError: overloaded, not_ready,
+        stopping, late, worker_lost.
 
         Cancelled, it takes back what has not been started.
         """
+        self._places.discard(place)
         self.check(len(pictures))
         now = time.monotonic()
         mine = [_Waiting(picture, now) for picture in pictures]

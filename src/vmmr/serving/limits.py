@@ -2,7 +2,9 @@
 of its body.
 
 Pure ASGI, in front of everything. A refusal is sent before the body is read wherever the head is enough to tell; the
-rest of the body is then read and dropped by `vmmr.serving.protocol`, so that the client gets to see why.
+rest of the body is then read and dropped by `vmmr.serving.protocol`, so that the client gets to see why. Who is let in
+has a place in the queue from its head to its last picture: bodies on their way never outnumber the places that are
+left, and none is received and taken apart for nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,9 +56,9 @@ def refusal(path: str, error: RefusalError) -> tuple[int, dict[bytes, bytes], by
 
 
 class Gate:
-    """app behind it. hosts: who may call. token: what requests must bring, None where nothing. check: raises
-    RefusalError while no picture would be taken, called with the number of requests whose bodies are on their way.
-    read_s: patience for a body."""
+    """app behind it. hosts: who may call. token: what requests must bring, None where nothing. place: keeps a place in
+    the queue while its context lasts, or raises RefusalError; the app finds the place in `request.state`. read_s:
+    patience for a body."""
 
     def __init__(
         self,
@@ -64,14 +66,13 @@ class Gate:
         *,
         metrics: Metrics,
         hosts: Hosts,
-        check: Callable[[int], None],
+        place: Callable[[], AbstractContextManager[object]],
         token: bytes | None,
         body_bytes: int,
         read_s: float,
     ) -> None:
-        self._app, self._metrics, self._hosts, self._check = app, metrics, hosts, check
+        self._app, self._metrics, self._hosts, self._place = app, metrics, hosts, place
         self._token, self._body_bytes, self._read_s = token, body_bytes, read_s
-        self._receiving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan of the app."""
@@ -85,17 +86,16 @@ class Gate:
             if scope["method"] != "POST":
                 await self._app(scope, receive, send)
                 return
-            self._check(self._receiving + 1)
-            self._receiving += 1
-            try:
-                body = await self._body(headers, receive)
-            finally:
-                self._receiving -= 1
+            with self._place() as place:
+                body = await self._body(receive)
+                if body is not None:
+                    scope["state"]["place"] = place
+                    await self._answered(scope, body, receive, send)
         except RefusalError as error:
-            await _respond(send, *refusal(scope["path"], error))
-            return
-        if body is not None:
-            await self._answered(scope, body, receive, send)
+            status, said, text = refusal(scope["path"], error)
+            if b"expect" in headers:  # whether the body still comes is the client's choice: nobody could tell
+                said[b"connection"] = b"close"
+            await _respond(send, status, said, text)
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1")
@@ -111,7 +111,7 @@ class Gate:
         if int(headers.get(b"content-length", b"0")) > self._body_bytes:
             raise RefusalError("too_large", f"at most {self._body_bytes:,} bytes")
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+    async def _body(self, receive: Receive) -> bytes | None:
         """All of it, or None where the client has left."""
         body, start = bytearray(), asyncio.get_running_loop().time()
         try:

@@ -4,8 +4,13 @@ no head within `read_s`                    closed
 a head of more than 32 KiB or 64 fields    431
 a request answered before its body ended   the rest is read and dropped, for `read_s`
 an answer that nobody reads                closed, `read_s` after the connection fell idle
-more than 512 connections                  503
+more than 512 connections                  503; beyond 1,024, closed
+an idle connection                         closed after 75 s, or, where there are more than 256, after 5 s
 more than 8 requests in a pipeline         400
+
+Where the connection is to end and the client may still be sending, our half of it is ended alone, and what comes is
+dropped, for `read_s` at most: were it closed, its system would answer to the next bytes with a reset, at which clients
+and proxies drop the answer that they have not read yet.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from vmmr.serving.schema import RefusalError
 __all__ = ["GuardedProtocol"]
 
 _HEAD_BYTES, _HEAD_FIELDS = 32 * 1024, 64
-_CONNECTIONS = 512
+_CONNECTIONS, _HEARD_OUT = 512, 1024
+_IDLE_S, _CROWDED_S = 75, 5  # proxies keep theirs for a minute, and would ask on one that has just ended
 _PIPELINE = 8
 
 
@@ -33,13 +39,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._read_s = read_s
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        self._in_head = self._in_body = False
+        self._in_head = self._in_body = self._ended = False
         self._reason = "bad_http"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Of asyncio."""
         super().connection_made(transport)
-        if len(self.connections) > _CONNECTIONS:
+        if len(self.connections) > _HEARD_OUT:
+            transport.abort()
+        elif len(self.connections) > _CONNECTIONS:
             self._refuse("overloaded")
         else:
             self._wait()
@@ -49,10 +57,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        self.cycle = None  # type: ignore[assignment]  # which holds this connection
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
-        if self.transport.is_closing():
+        if self._ended or self.transport.is_closing():
             return
         super().data_received(data)
         if self._in_head:
@@ -77,6 +86,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= _PIPELINE:
             raise ValueError("too many requests at once")
         super().on_headers_complete()
+        self.cycle.transport = _Side(self)  # type: ignore[assignment]  # all of it that a cycle uses
 
     def on_message_complete(self) -> None:
         """Of the parser: the body has ended."""
@@ -87,6 +97,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Of the cycle: the answer is on its way."""
+        self.timeout_keep_alive = _IDLE_S if 2 * len(self.connections) <= _CONNECTIONS else _CROWDED_S
         super().on_response_complete()
         if self._in_body and not self.transport.is_closing():
             self._unset_keepalive_if_required()
@@ -108,7 +119,26 @@ class GuardedProtocol(HttpToolsProtocol):
         headers |= {b"content-length": str(len(body)).encode(), b"connection": b"close"}
         head = b"".join(b"%s: %s\r\n" % pair for pair in headers.items())
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (status, head, body))
-        self.transport.close()
+        self._hear_out()
+
+    def say(self, data: bytes) -> None:
+        """Of a cycle."""
+        if not self._ended:
+            self.transport.write(data)
+
+    def end(self) -> None:
+        """Of a cycle whose answer was the last one."""
+        if self._in_body:
+            self._hear_out()
+        else:
+            self.transport.close()
+
+    def _hear_out(self) -> None:
+        self._ended = True
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._wait()
 
     def _wait(self) -> None:
         self._stop_waiting()
@@ -118,3 +148,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Side:
+    """The transport as the cycle of a request sees it: how a connection ends is the connection's business."""
+
+    def __init__(self, connection: GuardedProtocol) -> None:
+        self.write, self.close, self.is_closing = connection.say, connection.end, connection.transport.is_closing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -71,6 +72,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Of uvicorn."""
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what lasts as long as the server; looking through it would hold all requests up, 45 ms at a time
         port = self.servers[0].sockets[0].getsockname()[1]
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         print(f"vmmr listens on {host}:{port}; Ctrl-C ends it", flush=True)
