@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional
 
 from vmmr.data.preprocess import Preprocess
 from vmmr.errors import ConfigError, DataError
@@ -175,3 +176,15 @@ def test_pixels_of_a_runtime_are_the_resized_ones_within_a_level(
     assert np.abs(found.astype(int) - wanted).max() <= 1
     tensor = spec.centre_crop(torch.from_numpy(spec.resized(image)).permute(2, 0, 1))
     assert np.array_equal(wanted, tensor.permute(1, 2, 0).numpy())
+
+
+def test_pixels_in_place_are_those_of_planes() -> None:
+    """How the channels lie in memory decides how fast a picture is resized, not what comes out."""
+    random = np.random.default_rng(0)
+    for shape in ((301, 200), (40, 64), (64, 900)):
+        image = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+        expected = functional.interpolate(planes, (64, 64), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        found = Preprocess(64, 64).pixels(image)
+        assert found.flags["C_CONTIGUOUS"]
+        np.testing.assert_array_equal(found, expected.numpy())

@@ -192,7 +192,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _has_too_many_scans(data: bytes) -> bool:
-    if data.count(b"\xff\xda") <= _MAX_SCANS:  # an upper bound: the pair also occurs in thumbnails and trailers
+    values = np.frombuffer(data, np.uint8)  # several times as fast as `bytes.count`, and lets other threads decode
+    pairs = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+    if pairs <= _MAX_SCANS:  # an upper bound: the pair also occurs in thumbnails and trailers
         return False
     scans, at = 0, 2
     while at + 4 <= len(data) and scans <= _MAX_SCANS:

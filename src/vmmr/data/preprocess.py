@@ -150,8 +150,10 @@ class Preprocess:
         _check_image(image)
         if image.shape[:2] == self.resized_size:
             return self.cropped(image)
-        pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
-        resized = functional.interpolate(pixels, self.resized_size, mode="bilinear", antialias=True)
+        pixels = torch.from_numpy(image if image.flags.writeable else image.copy())[None]
+        # A batch of one whose strides say "channels last" is resized as it is, without a copy into planes and back.
+        images = pixels.permute(0, 3, 1, 2)
+        resized = functional.interpolate(images, self.resized_size, mode="bilinear", antialias=True)
         return np.ascontiguousarray(self.cropped(resized[0].permute(1, 2, 0).numpy()))
 
     def cropped(self, resized: NDArray[np.uint8]) -> NDArray[np.uint8]:
