@@ -72,7 +72,10 @@ def test_differences_are_paired_by_seed(study_document: dict[str, Any]) -> None:
     document = analysed(study_document)
     runs, settings = document["runs"], document["settings"]
     table = differences_table(document, "fog@3").splitlines()
-    assert table[0] == "| | make − make alone | class − class alone | make − by the finest alone |"
+    assert table[0] == (
+        "| | make − make alone | class − class alone | make − by the finest alone "
+        "| make by the finest − by the finest alone |"
+    )
     assert len(table) == 2 + 6
     for setting, line in zip(settings, document["analysis"]["settings"], strict=True):
         if len(setting["levels"]) == 1:
@@ -85,6 +88,7 @@ def test_differences_are_paired_by_seed(study_document: dict[str, Any]) -> None:
             ("make", 0, "make", "make"),
             ("class", 1, "class", "class"),
             ("marginal", 1, "marginal", "make"),
+            ("marginals", 1, "marginal", "marginal"),
         ):
             told = line["differences"]["fog@3"][name]
             values = []
@@ -100,7 +104,7 @@ def test_differences_are_paired_by_seed(study_document: dict[str, Any]) -> None:
                 assert told["interval"] == pytest.approx([_mean(values) - half, _mean(values) + half])
                 cell += f" ({100 * told['interval'][0]:+.1f} to {100 * told['interval'][1]:+.1f})"
             cells.append(cell.replace("-", "−"))
-        assert next(row for row in table if line["name"] in row).split(" | ")[1:] == [*cells[:2], f"{cells[2]} |"]
+        assert next(row for row in table if line["name"] in row).split(" | ")[1:] == [*cells[:3], f"{cells[3]} |"]
 
 
 def test_only_validation_tunes(study_document: dict[str, Any]) -> None:

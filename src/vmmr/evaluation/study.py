@@ -245,17 +245,18 @@ def _differences(
     condition: str,
 ) -> dict[str, Any]:
     """By level of the tree, how much more of the images is named right than by the network of that level alone, seed by
-    seed; `marginal`: how much more makes than by the network of the finest level alone, asked for the make."""
+    seed; `marginal`: how much more makes than by the network of the finest level alone, asked for the make; and
+    `marginals`: the same where both are asked so."""
     tree = [level for level in TREE if level in setting["levels"]]
     if len(setting["levels"]) == 1 or not tree:
         return {}
-    rivals = {level: (level, level) for level in tree}
+    rivals = {level: (level, level, level) for level in tree}  # its measure, the network beside it, and that one's
     if tree[0] == "make" and len(tree) > 1:
-        rivals["marginal"] = (tree[-1], "marginal")
+        rivals["marginal"] = ("make", tree[-1], "marginal")
+        rivals["marginals"] = ("marginal", tree[-1], "marginal")
     told = {}
-    for name, (level, measure) in rivals.items():
+    for name, (own, level, measure) in rivals.items():
         single = _alone(level, measure, setting, every, runs, split, condition)
-        own = "make" if name == "marginal" else level
         values = [run[split][condition][own]["value"] - single[run["seed"]] for run in found if run["seed"] in single]
         if values:
             told[name] = _over(values)

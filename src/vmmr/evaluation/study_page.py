@@ -63,8 +63,12 @@ def differences_table(document: Document, condition: str) -> str:
     """Settings of several levels against networks of one, seed by seed, as a Markdown table: percent points with their
     95 % interval over trainings."""
     lines = [line for line in document["analysis"]["settings"] if line["differences"].get(condition)]
-    names = [name for name in (*TREE, "marginal") if any(name in line["differences"][condition] for line in lines)]
-    heads = ["make − by the finest alone" if name == "marginal" else f"{name} − {name} alone" for name in names]
+    titles = {level: f"{level} − {level} alone" for level in TREE} | {
+        "marginal": "make − by the finest alone",
+        "marginals": "make by the finest − by the finest alone",
+    }
+    names = [name for name in titles if any(name in line["differences"][condition] for line in lines)]
+    heads = [titles[name] for name in names]
     rows = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(names)}"]
     for line in lines:
         cells = [_points(line["differences"][condition].get(name)) for name in names]
