@@ -1,12 +1,13 @@
-"""Make and class from one plain trunk, under strong noise: a sibling head for each."""
+"""What we recommend where pictures have makes: `robust` with a head for the make beside that for the class."""
 
 from __future__ import annotations
 
 from vmmr.config import TrainConfig
+from vmmr.recipes.robust import robust
 
 __all__ = ["levels"]
 
 
 def levels() -> TrainConfig:
-    """What `vmmr train --recipe levels` runs."""
-    return TrainConfig(noise="strong", levels=["make", "class"])
+    """Strong noise on standardised images, sibling heads, losses summed as they are."""
+    return robust().with_(levels=["make", "class"])
