@@ -98,6 +98,7 @@ RIVALS: dict[str, tuple[Stage, ...]] = {
     "plain + varied": (("plain_noise", 1, {"noise": "varied"}),),
     "robust": (("robust", 1, {}),),
     "AugMix + noise": (("augmix", 1, {"noise": "varied"}),),
+    "robust, make and class": (("robust", 1, {"levels": ["make", "class"]}),),
 }
 OURS = "PMAL and PMD"
 LEVERS: dict[str, tuple[Stage, ...]] = {

@@ -2,7 +2,8 @@
 
 A record is what a run wrote: results.json of recipes.py, fast_and_published.py, openset.py and incremental.py,
 extend.json of extend.py, the --json of training_step.py, evaluate.py, inference.py and serving.py, demo.json of `vmmr
-demo`. --check writes nothing and fails where the page and the records disagree.
+demo`, and study.json of `vmmr study`, which `--study FILE NAME` puts there as NAME.json without the courses of its
+gradients. --check writes nothing and fails where the page and the records disagree.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import training_step
 from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.markdown import replace_part
 from vmmr.evaluation.seeds import with_spread
+from vmmr.evaluation.study_page import differences_table, study_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RECORDS = PAGE.with_suffix("")
@@ -61,6 +63,40 @@ def precision_table(artifacts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def without_courses(study: dict[str, Any]) -> dict[str, Any]:
+    """study.json without what was logged step by step."""
+    runs = {key: {k: v for k, v in run.items() if k != "course"} for key, run in study["runs"].items()}
+    analysis = study["analysis"]
+    lines = [{k: v for k, v in line.items() if k != "course"} for line in analysis["settings"]]
+    return {**study, "runs": runs, "analysis": {**analysis, "settings": lines}}
+
+
+def study_tables(study: dict[str, Any]) -> str:
+    """Markdown: every setting on clean images; and against one network a level."""
+    return f"{study_table(study, 'clean')}\n\n{differences_table(study, 'clean')}"
+
+
+def recommended_table(
+    levels: dict[str, dict[str, float]], recipes_real: list[dict[str, Any]], robust_val: dict[str, dict[str, float]]
+) -> str:
+    """Markdown: top-1 of `robust` and of the same with a head for the make, a condition a row, on the same images.
+
+    levels: top-1 by condition of the splits val and test; recipes_real: records with the row robust; robust_val: by
+    condition {"torch"}, of its bundle on the validation images.
+    """
+    flat = next(record for record in recipes_real if record["row"] == "robust")["test"]["conditions"]
+    before = {
+        "test": {name: scores["top1"] for name, scores in flat.items()},
+        "val": {name: scores["torch"] for name, scores in robust_val.items()},
+    }
+    lines = ["| images | condition | `robust` | `levels` |", "|---|---|---|---|"]
+    for split, title in (("test", "4,064 test"), ("val", "813 validation")):
+        for name, top1 in levels[split].items():
+            cells = [title, condition_title(name), f"{100 * before[split][name]:.1f}", f"{100 * top1:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def machine_line(record: dict[str, Any]) -> str:
     """What was measured on what, in a line."""
     about = record["machine"]
@@ -93,6 +129,15 @@ def tables() -> dict[str, str]:
     if (RECORDS / "serving.json").exists():
         record = _read("serving.json")
         found["serving"] = f"{serving.table(record['results'])}\n\n{machine_line(record)}"
+    precision = _read("precision.json")
+    found["levels under noise"] = recommended_table(
+        _read("levels_noise.json"),
+        _read("recipes_real.json")["records"],
+        next(iter(precision.values()))["cost"]["conditions"],
+    )
+    for name in ("levels_real", "levels_rendered"):
+        if (RECORDS / f"{name}.json").exists():
+            found[name.replace("_", " ")] = study_tables(_read(f"{name}.json"))
     for backbone in ("resnet50", "mobilenetv2_100"):
         found[f"batch {backbone}"] = training_step.table(backbone, steps[backbone])
     return found
@@ -109,7 +154,11 @@ def main() -> None:
     """Write the page, or say that it is out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--study", nargs=2, metavar=("FILE", "NAME"))
     args = parser.parse_args()
+    if args.study is not None:
+        study = without_courses(json.loads(Path(args.study[0]).read_text(encoding="utf-8")))
+        (RECORDS / f"{args.study[1]}.json").write_text(json.dumps(study, indent=1), encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")
     if args.check:
         if with_tables(text) != text:
