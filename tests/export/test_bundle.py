@@ -327,9 +327,7 @@ def test_a_config_without_its_fields_is_refused(name: str, folder: Path) -> None
         read_bundle(folder)
 
 
-@pytest.mark.parametrize(
-    "options", [{"output_stride": 7}, {"output_stride": 8}, {"act_layer": "nonsense"}, {"window_size": 0}]
-)
+@pytest.mark.parametrize("options", [{"output_stride": 7}, {"act_layer": "nonsense"}, {"window_size": 0}])
 def test_options_that_build_no_network_are_the_bundles_fault(options: dict[str, Any], folder: Path) -> None:
     _edit(folder, "config.json", backbone_options=options)
     with pytest.raises(BundleError, match=r"config\.json of car"):

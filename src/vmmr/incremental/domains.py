@@ -278,7 +278,7 @@ def fit_level(lead: Tensor, own: Tensor, bound: float) -> tuple[float, float]:
     `bound` of the new ones would stay, and never below the first (`gallery.fit_offset`).
 
     >>> fit_level(torch.arange(-99.0, 0.0), torch.arange(10.0, 109.0), 0.05)
-    (4.0, 0.05)
+    (4.5, 0.05)
     """
     least, promised = fit_offset(lead, bound)
     most, _ = fit_offset(-own, bound)
