@@ -81,6 +81,15 @@ def test_the_grid_is_the_naive_product(tmp_path: Path) -> None:
             assert config.level_weights == ({"make": 0.3} if place == 1 else {})
 
 
+def test_both_examples_have_the_same_rows() -> None:
+    real, rendered = (
+        read_study(ROOT / "examples" / "studies" / name, data="d", out="o")
+        for name in ("levels.yaml", "levels_rendered.yaml")
+    )
+    assert (real.rows, real.grid, real.seeds) == (rendered.rows, rendered.grid, rendered.seeds)
+    assert {c.backbone for setting in expand(rendered) for c in setting.candidates} == {"test_resnet"}
+
+
 def test_the_example_has_the_rows_of_the_table() -> None:
     study = read_study(ROOT / "examples" / "studies" / "levels.yaml", data="d", out="o", weights="w.safetensors")
     found = expand(study)
@@ -312,6 +321,7 @@ def test_test_images_meet_only_what_validation_chose(done: Done) -> None:
         assert line["scores"] == pytest.approx(scores) if None not in scores else line["scores"] == scores
         if None not in scores:
             assert line["chosen"] == int(np.argmax(first))
+            assert line["tuning"] == pytest.approx(first)
             assert [len(candidate["runs"]) for candidate in setting["candidates"]] == [
                 2 if place == line["chosen"] else 1 for place in range(len(first))
             ]

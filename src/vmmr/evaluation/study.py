@@ -182,6 +182,8 @@ def _line(
     all_done = [run for candidate in tried for run in succeeded(runs, candidate["runs"], "val")]
     found = succeeded(runs, tried[place]["runs"], split) if place is not None else []
     scores = [_val_score(candidate, setting, runs, document["conditions"][0]) for candidate in tried]
+    # What candidates are compared by: those that lost have no run of another seed.
+    first = [_val_score({"runs": c["runs"][:1]}, setting, runs, document["conditions"][0]) for c in tried]
     conditions, differences = {}, {}
     for condition in document["conditions"]:
         measures = [run[split][condition] for run in found]
@@ -200,6 +202,7 @@ def _line(
         "chosen": place,
         "candidates": len(tried),
         "scores": scores,
+        "tuning": first,
         "runs": len({key for candidate in tried for key in candidate["runs"]}),
         "conditions": conditions,
         "differences": differences,
