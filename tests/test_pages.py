@@ -246,7 +246,7 @@ def _study(path: Path) -> None:
     said["base"] |= {"backbone_options": {}, "near_duplicates": False, "measure_every": 1, "frozen": "layer4"}
     said["rows"] = {name: said["rows"][name] for name in ("class alone", "parallel")}
     said["grid"]["weights"] = {name: said["grid"]["weights"][name] for name in ("AvgNorm",)}
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(said | {"seeds": [0]}, sort_keys=False), encoding="utf-8")
 
 
@@ -270,6 +270,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "mobilenetv2_100.safetensors": _weights,
     "imagenet.safetensors": _weights,
     "examples/studies/levels.yaml": _study,
+    "examples/studies/levels_rendered.yaml": _study,
     "runs/plain/bundle": _bundle(),
     "runs/robust/bundle": _bundle(standardise=True),
     "runs/student/bundle": _bundle(),
