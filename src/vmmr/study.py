@@ -268,12 +268,11 @@ def run_study(study: Study, *, processes: int = 0, progress: bool = True) -> dic
                 best = [chosen(told, document["runs"], study.conditions[0]) for told in document["settings"]]
                 going = [places if place is None else [place] for places, place in zip(going, best, strict=True)]
             if study.test:
-                found = [chosen(setting, document["runs"], study.conditions[0]) for setting in document["settings"]]
                 kept = {
                     key: runs[key]
-                    for setting, best in zip(document["settings"], found, strict=True)
-                    if best is not None
-                    for key in setting["candidates"][best]["runs"]
+                    for told, place in zip(document["settings"], best, strict=True)
+                    if place is not None
+                    for key in told["candidates"][place]["runs"]
                     if document["runs"][key]["error"] is None
                 }
                 errors |= do_all(workers, _jobs(study, kept, images, "test", errors), "test", progress)
