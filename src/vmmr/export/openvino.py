@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vmmr.data.pixels import cores
 from vmmr.errors import BundleError
-from vmmr.export.runtime import Outputs, check_pixels, in_parts
+from vmmr.export.runtime import Outputs, check_pixels
 
 __all__ = ["OpenvinoRuntime", "checked_ir", "quantise_ir", "to_ir"]
 
@@ -72,9 +72,10 @@ class OpenvinoRuntime:
 
     batch: pictures that go through the network together; larger calls are cut, so that what passes between two layers
     stays in the processor's cache; None for two a thread. streams: parts that are computed side by side, each on its
-    share of the threads, which then need not wait for each other at every layer. With more than one, parts have the
-    fixed size `batch`, filled up where they are half full; fewer pictures go one by one through a second copy of the
-    network on all threads. BundleError for what it cannot run, and for another input or other outputs."""
+    share of the threads, which then need not wait for each other at every layer. The network is compiled twice, since
+    it is faster where shapes are known: for parts of `batch` pictures, filled up where they are half full, and for one
+    picture on all threads, by which fewer go. BundleError for what it cannot run, and for another input or other
+    outputs."""
 
     name = "openvino"
 
@@ -103,12 +104,10 @@ class OpenvinoRuntime:
             shape = network.inputs[0].partial_shape if ports[0] == ["pixels"] else None
             if ports != [["pixels"], ["logits", "features"]] or shape != openvino.PartialShape([-1, *size, 3]):
                 raise BundleError("the network has other inputs or outputs", got=f"{ports}, {shape}")
-            if streams > 1:
-                network.reshape([1, *size, 3])
+            network.reshape([1, *size, 3])
             self._alone = core.compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
-            if streams > 1:
-                network.reshape([self._batch, *size, 3])
-                self._side_by_side = core.compile_model(network, "CPU", {**settings, "NUM_STREAMS": streams})
+            network.reshape([self._batch, *size, 3])
+            self._parts = core.compile_model(network, "CPU", {**settings, "NUM_STREAMS": streams})
         except RuntimeError as error:
             raise BundleError("OpenVINO cannot run the network", got=str(error).strip()[-200:]) from error
         self._own = threading.local()  # a request serves one thread at a time
@@ -118,25 +117,23 @@ class OpenvinoRuntime:
         check_pixels(pixels, self.size)
         pixels = np.ascontiguousarray(pixels)
         try:
-            if self._streams == 1:
-                return in_parts(self._run, pixels, self._batch)
             rest = len(pixels) % self._batch
             single = rest if 2 * rest < self._batch else 0
-            found = [self._run_side_by_side(pixels[: len(pixels) - single])] if single < len(pixels) else []
-            found += [self._run(pixels[place : place + 1]) for place in range(len(pixels) - single, len(pixels))]
+            found = [self._run_parts(pixels[: len(pixels) - single])] if single < len(pixels) else []
+            found += [self._run_alone(pixels[place : place + 1]) for place in range(len(pixels) - single, len(pixels))]
             return _joined(found)
         except RuntimeError as error:
             raise BundleError("OpenVINO cannot run the network", got=str(error).strip()[-200:]) from error
 
-    def _run(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def _run_alone(self, pixels: NDArray[np.uint8]) -> Outputs:
         if not hasattr(self._own, "request"):
             self._own.request = self._alone.create_infer_request()
         self._own.request.infer([pixels], share_inputs=True)
         return _found(self._own.request, len(pixels))
 
-    def _run_side_by_side(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def _run_parts(self, pixels: NDArray[np.uint8]) -> Outputs:
         if not hasattr(self._own, "requests"):
-            self._own.requests = [self._side_by_side.create_infer_request() for _ in range(self._streams)]
+            self._own.requests = [self._parts.create_infer_request() for _ in range(self._streams)]
         running: deque[tuple[Any, int]] = deque()
         found: list[Outputs] = []
         for number, start in enumerate(range(0, len(pixels), self._batch)):
