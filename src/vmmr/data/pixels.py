@@ -34,6 +34,9 @@ def ordered(work: Callable[[_S], _T], items: Iterable[_S], *, workers: int, ahea
     >>> list(itertools.islice(ordered(lambda i: i * i, itertools.count(), workers=2, ahead=4), 5))
     [0, 1, 4, 9, 16]
     """
+    if isinstance(items, Sequence) and len(items) == 1:  # no thread for it: most callers ask for one
+        yield work(items[0])
+        return
     pool, waiting = ThreadPoolExecutor(workers), deque[Future[_T]]()
     try:
         for item in items:

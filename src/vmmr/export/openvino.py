@@ -73,9 +73,9 @@ class OpenvinoRuntime:
     batch: pictures that go through the network together; larger calls are cut, so that what passes between two layers
     stays in the processor's cache; None for two a thread. streams: parts that are computed side by side, each on its
     share of the threads, which then need not wait for each other at every layer. The network is compiled twice, since
-    it is faster where shapes are known: for parts of `batch` pictures, filled up where they are half full, and for one
-    picture on all threads, by which fewer go. BundleError for what it cannot run, and for another input or other
-    outputs."""
+    it is faster where shapes are known: for parts of `batch` pictures, and for one picture on all threads; what does
+    not give every stream a part goes by the latter, one by one. BundleError for what it cannot run, and for another
+    input or other outputs."""
 
     name = "openvino"
 
@@ -116,12 +116,10 @@ class OpenvinoRuntime:
         """See `Runtime`."""
         check_pixels(pixels, self.size)
         pixels = np.ascontiguousarray(pixels)
+        whole = len(pixels) - len(pixels) % (self._batch * self._streams)
         try:
-            rest = len(pixels) % self._batch
-            single = rest if 2 * rest < self._batch else 0
-            found = [self._run_parts(pixels[: len(pixels) - single])] if single < len(pixels) else []
-            found += [self._run_alone(pixels[place : place + 1]) for place in range(len(pixels) - single, len(pixels))]
-            return _joined(found)
+            found = [self._run_parts(pixels[:whole])] if whole else []
+            return _joined([*found, *(self._run_alone(pixels[row : row + 1]) for row in range(whole, len(pixels)))])
         except RuntimeError as error:
             raise BundleError("OpenVINO cannot run the network", got=str(error).strip()[-200:]) from error
 
@@ -129,39 +127,34 @@ class OpenvinoRuntime:
         if not hasattr(self._own, "request"):
             self._own.request = self._alone.create_infer_request()
         self._own.request.infer([pixels], share_inputs=True)
-        return _found(self._own.request, len(pixels))
+        return _found(self._own.request)
 
     def _run_parts(self, pixels: NDArray[np.uint8]) -> Outputs:
         if not hasattr(self._own, "requests"):
             self._own.requests = [self._parts.create_infer_request() for _ in range(self._streams)]
-        running: deque[tuple[Any, int]] = deque()
+        running: deque[Any] = deque()
         found: list[Outputs] = []
         for number, start in enumerate(range(0, len(pixels), self._batch)):
             if len(running) == self._streams:
-                found.append(_waited(*running.popleft()))
-            part = pixels[start : start + self._batch]
-            count = len(part)
-            if count < self._batch:
-                part = np.concatenate([part, np.zeros((self._batch - count, *part.shape[1:]), np.uint8)])
+                found.append(_waited(running.popleft()))
             request = self._own.requests[number % self._streams]
-            request.start_async([part], share_inputs=True)
-            running.append((request, count))
-        return _joined([*found, *(_waited(*one) for one in running)])
+            request.start_async([pixels[start : start + self._batch]], share_inputs=True)
+            running.append(request)
+        return _joined([*found, *map(_waited, running)])
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _waited(request: Any, count: int) -> Outputs:
+def _waited(request: Any) -> Outputs:
     request.wait()
-    return _found(request, count)
+    return _found(request)
 
 
-def _found(request: Any, count: int) -> Outputs:
-    """Of the first pictures; copies, since a request's buffers are reused."""
-    outputs = {name: request.get_tensor(name).data for name in ("logits", "features")}
-    return {name: np.array(values[:count]) for name, values in outputs.items()}
+def _found(request: Any) -> Outputs:
+    """Copies, since a request's buffers are reused."""
+    return {name: np.array(request.get_tensor(name).data) for name in ("logits", "features")}
 
 
 def quantise_ir(xml: bytes, weights: bytes, pixels: NDArray[np.uint8]) -> tuple[bytes, bytes]:
