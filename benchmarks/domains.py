@@ -7,7 +7,7 @@ A domain is a corruption of the benchmark at one severity, every image with draw
 `vmmr extend --mode domain` with corrupted training images, without and with their labels; its old data is what it was
 trained on. Test images, clean and corrupted, are looked at last. Beside the routing by the first layer's statistics
 stands the bank whose answer is surest, at a pass for each. Without --data vehicles are rendered and a small network is
-trained for each seed. Prints a Markdown table and writes results.json.
+trained for each seed. A seed that is finished is not run again. Prints a Markdown table and writes results.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from extend import _rendered
+from extend import rendered, small_bundle
+from openset import all_seeds
 from vmmr.data.manifest import Manifest
 from vmmr.data.pixels import Pixels
 from vmmr.errors import ConfigError
@@ -35,8 +36,6 @@ from vmmr.extend.domain import extend_domain
 from vmmr.incremental.domains import domain_banks, signatures
 from vmmr.models import Backbone
 from vmmr.noise.benchmark import corrupt
-from vmmr.recipes import recipe
-from vmmr.training.run import train
 
 
 def _images(bundle: Bundle, rows: Manifest) -> Tensor:
@@ -93,16 +92,14 @@ def _judged(bundle: Bundle, clean: Tensor, domain: Tensor, labels: Tensor) -> di
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Every domain of a seed."""
+    """Every domain of a seed. The record is written once it is complete."""
     home = args.out / f"seed-{seed}"
+    if (home / "record.json").exists():
+        return dict(json.loads((home / "record.json").read_text()))
     home.mkdir(parents=True, exist_ok=True)
     if args.data is None:
-        _rendered(home, seed)
-        source, old = home / "run" / "bundle", Manifest.load(home / "data")
-        if not (home / "run" / "metrics.json").exists():
-            small = {"backbone": "test_resnet", "size": 64, "lr": 5e-3, "trunk_lr": 5e-3, "near_duplicates": False}
-            config = recipe(args.recipe).with_(**small, epochs=args.epochs, seed=seed)
-            train(config, home / "data", home / "run", resume=True, test=False)
+        old = rendered(home, seed)
+        source = small_bundle(home / "data", home / "run", method=args.recipe, epochs=args.epochs, seed=seed)
     else:
         source, old = args.bundle, Manifest.load(args.data)
     bundle = read_bundle(source)
@@ -135,6 +132,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         print(
             seed, condition, json.dumps({way: (one["clean"], one["domain"]) for way, one in ways.items()}), flush=True
         )
+    (home / "record.json").write_text(json.dumps(record, indent=1))
     return record
 
 
@@ -182,10 +180,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.data is None) != (args.bundle is None):
         raise ConfigError("data and bundle go together")
-    records = [run_seed(args, seed) for seed in args.seeds]
-    about = {name: value for name, value in vars(args).items() if name not in ("out", "data", "bundle")}
-    (args.out / "results.json").write_text(json.dumps({"settings": about, "records": records}, indent=1))
-    print(table(records))
+    all_seeds(args, run_seed, table)
 
 
 if __name__ == "__main__":

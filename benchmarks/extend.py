@@ -33,13 +33,22 @@ from vmmr.taxonomy import VehicleClass
 from vmmr.training.run import train
 
 
-def _rendered(out: Path, seed: int) -> Manifest:
+def rendered(out: Path, seed: int) -> Manifest:
+    """Vehicles of a world of this seed, eight makes of six models; drawn once."""
     folder = out / "data"
     if not folder.exists():
         world = World(seed=seed, makes=8, models_per_make=6, years=1, fleet=40)
         counts = {"train": 30, "test": 10}
         write_dataset(folder, world=world, per_class=counts, size=64, seed=seed, viewpoints=("front", "front-left"))
     return Manifest.load(folder)
+
+
+def small_bundle(data: Path, out: Path, *, method: str, epochs: int, seed: int) -> Path:
+    """The bundle of a small network that learned rendered vehicles by a recipe; trained once."""
+    if not (out / "metrics.json").exists():
+        small = {"backbone": "test_resnet", "size": 64, "lr": 5e-3, "trunk_lr": 5e-3, "near_duplicates": False}
+        train(recipe(method).with_(**small, epochs=epochs, seed=seed), data, out, resume=True, test=False)
+    return out / "bundle"
 
 
 def _rows_of(manifest: Manifest, keys: set[tuple[str, str, int | None]], split: str) -> Manifest:
@@ -80,7 +89,7 @@ def judged(before: dict[str, list[Answer]], after: vmmr.Recognizer, shown: dict[
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Extend with and without old data, and judge both."""
     args.out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest.load(args.data) if args.data is not None else _rendered(args.out, args.seed)
+    manifest = Manifest.load(args.data) if args.data is not None else rendered(args.out, args.seed)
     if args.protocol is not None:
         protocol = OpenSetProtocol.from_json(args.protocol.read_text(encoding="utf-8"))
     else:
@@ -89,11 +98,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     source = args.bundle
     if source is None:
         known.write(args.out / "known.parquet")
-        small = {"backbone": "test_resnet", "size": 64, "lr": 5e-3, "trunk_lr": 5e-3, "near_duplicates": False}
-        if not (args.out / "run" / "metrics.json").exists():
-            config = recipe("robust").with_(**small, epochs=args.epochs, seed=args.seed)
-            train(config, args.out / "known.parquet", args.out / "run", resume=True, test=False)
-        source = args.out / "run" / "bundle"
+        data, out = args.out / "known.parquet", args.out / "run"
+        source = small_bundle(data, out, method="robust", epochs=args.epochs, seed=args.seed)
     random = np.random.default_rng(args.seed)
     held = sorted([*protocol.models, *protocol.makes], key=lambda key: (key[0], key[1], key[2] or 0))
     if len(held) <= args.new:

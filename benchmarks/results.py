@@ -1,9 +1,9 @@
 """Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
 
-A record is what a run wrote: results.json of recipes.py, fast_and_published.py, openset.py and incremental.py,
-extend.json of extend.py, the --json of training_step.py, evaluate.py, inference.py and serving.py, demo.json of `vmmr
-demo`, and study.json of `vmmr study`, which `--study FILE NAME` puts there as NAME.json without the courses of its
-gradients. --check writes nothing and fails where the page and the records disagree.
+A record is what a run wrote: results.json of recipes.py, fast_and_published.py, openset.py, incremental.py and
+domains.py, extend.json of extend.py, the --json of training_step.py, evaluate.py, inference.py and serving.py,
+demo.json of `vmmr demo`, and study.json of `vmmr study`, which `--study FILE NAME` puts there as NAME.json without the
+courses of its gradients. --check writes nothing and fails where the page and the records disagree.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import domains
 import evaluate
 import extend
 import fast_and_published
@@ -118,6 +119,7 @@ def tables() -> dict[str, str]:
         "recipes on real cars": recipes.table(_read("recipes_real.json")["records"], "test"),
         "open sets on real cars": openset.tables(_read("openset.json")["records"]),
         "new cars": incremental.tables(new_cars, new_cars[0]["times"]),
+        "capture domains": domains.table(_read("domains.json")["records"]),
         "extended": extend.table(_read("extend.json")),
         "precision": precision_table(_read("precision.json")),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
