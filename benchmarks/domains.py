@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,10 @@ from vmmr.noise.benchmark import corrupt
 
 
 def _images(bundle: Bundle, rows: Manifest) -> Tensor:
-    """Decoded, as the network sees them, [N, 3, H, W] in [0, 1]."""
-    pixels = Pixels(rows.path_list(), replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3), boxes=rows.boxes)
-    return bundle.preprocess.centre_crop(pixels[np.arange(len(pixels))]).float() / 255
+    """Decoded and resized, not yet cropped, [N, 3, h, w] in [0, 1]: what a file of the domain may hold, so that all
+    that follows meets files and images alike."""
+    pixels = Pixels(rows.path_list(), bundle.preprocess, boxes=rows.boxes)
+    return pixels[np.arange(len(pixels))].float() / 255
 
 
 def _corrupted(clean: Tensor, name: str, severity: str) -> Tensor:
@@ -54,7 +54,7 @@ def _corrupted(clean: Tensor, name: str, severity: str) -> Tensor:
 def _written(images: Tensor, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(folder / f"{place:05d}.png") for place in range(len(images))]
-    for path, image in zip(paths, (images * 255).byte().permute(0, 2, 3, 1).numpy(), strict=True):
+    for path, image in zip(paths, (images * 255).round().byte().permute(0, 2, 3, 1).numpy(), strict=True):
         Image.fromarray(image).save(path)
     return paths
 
@@ -67,8 +67,9 @@ def _scores(bundle: Bundle, network: Network, images: Tensor) -> Tensor:
 
 
 def _judged(bundle: Bundle, clean: Tensor, domain: Tensor, labels: Tensor) -> dict[str, float]:
-    """Shares of test images: right, clean and in the domain; of each that its own bank answers, by the statistics of
-    the first layer and by the surest answer; right in the domain where the bank is told; seconds an image."""
+    """Shares of test images, cropped: right, clean and in the domain; of each that its own bank answers, by the
+    statistics of the first layer and by the surest answer; right in the domain where the bank is told; seconds an
+    image."""
     network = bundle.network()
     backbone = network if isinstance(network, Backbone) else network.backbone
     banks = domain_banks(backbone)
@@ -103,6 +104,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     else:
         source, old = args.bundle, Manifest.load(args.data)
     bundle = read_bundle(source)
+    crop = bundle.preprocess.centre_crop
     old = old.with_taxonomy(bundle.taxonomy)
     if not (old.splits == "val").any():
         validation = np.random.default_rng(0).random(len(old)) < 0.1
@@ -116,18 +118,18 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     record: dict[str, Any] = {"seed": seed, "images": len(shown), "test": len(test), "domains": {}}
     for condition in args.domains:
         name, _, severity = condition.partition("@")
-        noisy = _corrupted(clean, name, severity)
+        noisy = crop(_corrupted(clean, name, severity))
         paths = _written(_corrupted(fresh, name, severity), home / condition)
         kinds, kind_of = shown.vehicles
         columns = {key: [kinds[kind][place] for kind in kind_of] for place, key in enumerate(("make", "model", "year"))}
         table = Manifest.from_columns({"path": paths, **columns, "split": ["train"] * len(paths)})
-        ways: dict[str, Any] = {"before": _judged(bundle, clean, noisy, labels)}
+        ways: dict[str, Any] = {"before": _judged(bundle, crop(clean), noisy, labels)}
         for way, new in (("statistics", paths), ("with labels", table)):
             started = time.perf_counter()
             found = extend_domain(source, new, old=old, bound=args.bound, force=True).bundle
             seconds = time.perf_counter() - started
             again = read_bundle(write_bundle(home / f"{condition}-{way.replace(' ', '-')}", found))
-            ways[way] = {"seconds": seconds, "told": dict(found.added), **_judged(again, clean, noisy, labels)}
+            ways[way] = {"seconds": seconds, "told": dict(found.added), **_judged(again, crop(clean), noisy, labels)}
         record["domains"][condition] = ways
         print(
             seed, condition, json.dumps({way: (one["clean"], one["domain"]) for way, one in ways.items()}), flush=True

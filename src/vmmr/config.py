@@ -50,6 +50,7 @@ UnknownScore = Literal[
     "knn",
     "mahalanobis",
     "max_logit",
+    "max_logit_prototype",
     "msp",
     "nnguide",
     "react",
@@ -61,6 +62,7 @@ UnknownScore = Literal[
 OF_CLASSIFIER = frozenset(name for name in get_args(UnknownScore) if name.startswith("himplos")) | {
     "ash",
     "dice",
+    "max_logit_prototype",
     "nnguide",
     "react",
     "scale",
