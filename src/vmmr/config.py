@@ -50,7 +50,6 @@ UnknownScore = Literal[
     "knn",
     "mahalanobis",
     "max_logit",
-    "max_logit_prototype",
     "msp",
     "nnguide",
     "react",
@@ -62,7 +61,6 @@ UnknownScore = Literal[
 OF_CLASSIFIER = frozenset(name for name in get_args(UnknownScore) if name.startswith("himplos")) | {
     "ash",
     "dice",
-    "max_logit_prototype",
     "nnguide",
     "react",
     "scale",

@@ -20,7 +20,6 @@ from vmmr.unknown.dice import fit_dice
 from vmmr.unknown.energy import energy
 from vmmr.unknown.gen import gen
 from vmmr.unknown.knn import fit_knn, knn
-from vmmr.unknown.max_logit_prototype import fit_max_logit_prototype, max_logit_prototype
 from vmmr.unknown.msp import msp
 from vmmr.unknown.nnguide import fit_nnguide, nnguide
 from vmmr.unknown.react import ReActFitted, fit_react, react
@@ -130,19 +129,6 @@ def naive_himplos(p: float, clip: float | None, smooth: bool, end: Callable[[Row
     return score
 
 
-def naive_max_logit_prototype(world: Any, f: Row, logits: Row) -> float:
-    x, y, w, b = arrays(world)
-    centre = x.mean(axis=0)
-    prototypes = [x[y == c].mean(axis=0) - centre for c in range(len(w))]
-
-    def best(row: Row) -> float:
-        away = row - centre
-        return float(max(away @ p / np.linalg.norm(away) / np.linalg.norm(p) for p in prototypes))
-
-    spread = np.std([(w @ row + b).max() for row in x]) / np.std([best(row) for row in x])
-    return float(-logits.max() - 0.5 * spread * best(f))
-
-
 NAIVE: dict[str, Naive] = {
     "ash": naive_ash,
     "dice": naive_dice,
@@ -157,7 +143,6 @@ NAIVE: dict[str, Naive] = {
     "knn": naive_knn,
     "mahalanobis": naive_mahalanobis,
     "max_logit": lambda world, f, logits: -float(logits.max()),
-    "max_logit_prototype": naive_max_logit_prototype,
     "msp": lambda world, f, logits: 1 - float(softmax(logits).max()),
     "nnguide": naive_nnguide,
     "react": naive_react,
@@ -229,25 +214,6 @@ def test_sure_answers_still_rank_behind_surer_ones() -> None:
     np.testing.assert_allclose(found.numpy(), [np.exp(-20), np.exp(-25)], rtol=1e-5)
     ranked = gen(torch.zeros(2, 1), logits, Fitted())
     assert ranked[0] > ranked[1]
-
-
-def test_a_prototype_tells_strangers_of_one_maximum_logit_apart(world: Any) -> None:
-    """Both images have the same logits; one points where a class lies, the other opposite."""
-    fitted = fit_max_logit_prototype(world.statistics)
-    shown = torch.stack([fitted.centre + fitted.prototype[0], fitted.centre - fitted.prototype[0]])
-    logits = torch.ones(2, 5)
-    near, far = max_logit_prototype(shown, logits, fitted).tolist()
-    assert near == pytest.approx(-1 - fitted.scale.item(), rel=1e-5)
-    opposite = (fitted.prototype @ -fitted.prototype[0]).max().item()
-    assert far == pytest.approx(-1 - fitted.scale.item() * opposite, rel=1e-4)
-    assert far > near
-
-
-def test_images_of_one_logit_leave_the_prototypes_out() -> None:
-    """Where training images all have the same maximum logit, its spread is 0 and a cosine is worth nothing."""
-    features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-    found = fit_max_logit_prototype(gather([(features, labels, torch.arange(4))], torch.zeros(2, 4), torch.ones(2)))
-    assert found.scale.item() == 0
 
 
 def test_gen_counts_the_likeliest_classes_alone() -> None:

@@ -31,7 +31,6 @@ from vmmr.unknown.mahalanobis import (
     relative_mahalanobis,
 )
 from vmmr.unknown.max_logit import max_logit
-from vmmr.unknown.max_logit_prototype import PrototypeFitted, fit_max_logit_prototype, max_logit_prototype
 from vmmr.unknown.msp import msp
 from vmmr.unknown.nnguide import fit_nnguide, nnguide
 from vmmr.unknown.react import ReActFitted, fit_react, react
@@ -83,7 +82,6 @@ SCORES: dict[str, Score] = {
     "knn": Score(knn, fit_knn, KNNFitted),
     "mahalanobis": Score(mahalanobis, fit_mahalanobis, MahalanobisFitted),
     "max_logit": Score(max_logit, _nothing, Fitted),
-    "max_logit_prototype": Score(max_logit_prototype, fit_max_logit_prototype, PrototypeFitted),
     "msp": Score(msp, _nothing, Fitted),
     "nnguide": Score(nnguide, fit_nnguide, KNNFitted),
     "react": Score(react, fit_react, ReActFitted),
