@@ -104,6 +104,13 @@ class Server:
         text = self.request("GET", "/metrics").body.decode()
         return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")))
 
+    def wait_for(self, name: str, least: float) -> None:
+        """Until a number of /metrics is at least this."""
+        until = time.monotonic() + 30
+        while self.metric(name) < least:
+            assert time.monotonic() < until, f"{name} stays below {least}"
+            time.sleep(0.02)
+
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Signal it; its status and what it said on standard error."""
         with suppress(ProcessLookupError):

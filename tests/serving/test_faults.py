@@ -103,10 +103,10 @@ def test_what_waits_longer_than_its_deadline_is_refused(start: Start) -> None:
 def test_a_full_queue_refuses_before_the_body(start: Start) -> None:
     server = start(worker={"ms": 3000}, queue=2, batch=1)
     with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(server.post, "/v1/recognize", b"a") for _ in range(3)]
-        until = time.monotonic() + 30
-        while server.metric("vmmr_waiting_pictures") < 2 and time.monotonic() < until:
-            time.sleep(0.02)  # one runs, two wait
+        asking = [pool.submit(server.post, "/v1/recognize", b"a")]
+        server.wait_for("vmmr_pass_pictures_count", 1)  # it runs; the queue is empty
+        asking += [pool.submit(server.post, "/v1/recognize", b"a") for _ in range(2)]
+        server.wait_for("vmmr_waiting_pictures", 2)
         with closing(server.connect(timeout=5)) as connection:
             connection.sendall(b"POST /v1/recognize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n")
             said = b""

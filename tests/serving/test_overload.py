@@ -58,11 +58,10 @@ def full(start: Start) -> Iterator[Server]:
     server = start(worker={"ms": 60_000}, queue=1, read_s=3.0)
     body, _ = form(b"x")
     with ExitStack() as held:
-        for _ in range(2):
+        for what in ("vmmr_pass_pictures_count", "vmmr_waiting_pictures"):
             connection = held.enter_context(closing(server.connect()))
             connection.sendall(HEAD + b"content-length: %d\r\n\r\n%s" % (len(body), body))
-            time.sleep(0.5)
-        assert server.metric("vmmr_waiting_pictures") == 1
+            server.wait_for(what, 1)
         yield server
 
 
