@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vmmr.data.pixels import cores
 from vmmr.errors import BundleError
-from vmmr.export.runtime import Outputs, check_pixels
+from vmmr.export.runtime import Outputs, check_pixels, in_parts
 
 __all__ = ["OpenvinoRuntime", "checked_ir", "quantise_ir", "to_ir"]
 
@@ -72,10 +72,10 @@ class OpenvinoRuntime:
 
     batch: pictures that go through the network together; larger calls are cut, so that what passes between two layers
     stays in the processor's cache; None for two a thread. streams: parts that are computed side by side, each on its
-    share of the threads, which then need not wait for each other at every layer. The network is compiled twice, since
-    it is faster where shapes are known: for parts of `batch` pictures, and for one picture on all threads; what does
-    not give every stream a part goes by the latter, one by one. BundleError for what it cannot run, and for another
-    input or other outputs."""
+    share of the threads, which then need not wait for each other at every layer. The network is compiled twice: for
+    parts of exactly `batch` pictures, since it is faster where shapes are known, and for any number on all threads, by
+    which goes what does not give every stream a part. BundleError for what it cannot run, and for another input or
+    other outputs."""
 
     name = "openvino"
 
@@ -104,8 +104,7 @@ class OpenvinoRuntime:
             shape = network.inputs[0].partial_shape if ports[0] == ["pixels"] else None
             if ports != [["pixels"], ["logits", "features"]] or shape != openvino.PartialShape([-1, *size, 3]):
                 raise BundleError("the network has other inputs or outputs", got=f"{ports}, {shape}")
-            network.reshape([1, *size, 3])
-            self._alone = core.compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
+            self._rest = core.compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
             network.reshape([self._batch, *size, 3])
             self._parts = core.compile_model(network, "CPU", {**settings, "NUM_STREAMS": streams})
         except RuntimeError as error:
@@ -119,13 +118,15 @@ class OpenvinoRuntime:
         whole = len(pixels) - len(pixels) % (self._batch * self._streams)
         try:
             found = [self._run_parts(pixels[:whole])] if whole else []
-            return _joined([*found, *(self._run_alone(pixels[row : row + 1]) for row in range(whole, len(pixels)))])
+            if whole < len(pixels):
+                found.append(in_parts(self._run_rest, pixels[whole:], self._batch))
+            return _joined(found)
         except RuntimeError as error:
             raise BundleError("OpenVINO cannot run the network", got=str(error).strip()[-200:]) from error
 
-    def _run_alone(self, pixels: NDArray[np.uint8]) -> Outputs:
+    def _run_rest(self, pixels: NDArray[np.uint8]) -> Outputs:
         if not hasattr(self._own, "request"):
-            self._own.request = self._alone.create_infer_request()
+            self._own.request = self._rest.create_infer_request()
         self._own.request.infer([pixels], share_inputs=True)
         return _found(self._own.request)
 
