@@ -36,9 +36,19 @@ def _openvino() -> Any:
 
 
 def to_ir(model: bytes) -> tuple[bytes, bytes]:
-    """An ONNX graph as (model.xml, model.bin), in float32."""
+    """An ONNX graph as (model.xml, model.bin), in float32.
+
+    What is constant is computed: OpenVINO's reader leaves the weights of a grouped convolution as a reshape of those of
+    the graph, in which int8 would not find their channels, and the convolution would stay in float32.
+    """
     openvino = _openvino()
-    return _written(openvino.Core().read_model(model))
+    from openvino.passes import ConstantFolding, Manager  # only once the package is without its telemetry
+
+    network = openvino.Core().read_model(model)
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(network)
+    return _written(network)
 
 
 def _written(model: Any) -> tuple[bytes, bytes]:
