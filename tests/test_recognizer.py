@@ -129,6 +129,31 @@ def test_the_steps_of_an_answer_are_open(tiny_cars: Path, tiny_run: Path) -> Non
     assert (recognizer.runtime.name, recognizer.runtime.precision) == ("torch", "fp32")
 
 
+def test_what_follows_the_network_keeps_to_one_thread(
+    tiny_cars: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer = vmmr.load(tiny_run / "bundle")
+    inside: list[int] = []
+    scores = recognizer._scores
+
+    def watched(logits: torch.Tensor) -> torch.Tensor:
+        inside.append(torch.get_num_threads())
+        return scores(logits)
+
+    monkeypatch.setattr(recognizer, "_scores", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        outputs = recognizer.outputs(recognizer.read(picture(tiny_cars))[None])
+        recognizer.answers_from(outputs)
+        recognizer.probabilities_from(outputs)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(inside) == {1}
+    assert len(inside) >= 2
+
+
 def test_pictures_of_one_class_lie_together(tiny_cars: Path, tiny_run: Path) -> None:
     recognizer = vmmr.load(tiny_run / "bundle")
     paths = sorted(tiny_cars.glob("test/**/*.png"))

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_args, overload
+from typing import Any, NamedTuple, TypeVar, get_args, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from vmmr.answer import Answer, Box, Candidate, LevelAnswer
@@ -40,6 +41,11 @@ from vmmr.unknown import Reason
 __all__ = ["Crop", "Picture", "Prepared", "Recognizer", "directions", "load", "read_model", "recognize"]
 
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# What follows the network is a millisecond's work, but after each step that torch shares among threads they spin for
+# several more, waiting for the next, on cores that decode the next pictures. The limit is the calling thread's alone.
+_on_one_thread: Callable[[_F], _F] = ThreadpoolController().wrap(limits=1, user_api="openmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +219,9 @@ class Recognizer:
         """One pass through the runtime: uint8 [B, H, W, 3], as `read` gives them -> logits and features, and, where
         there is a detector, its `signs` float32 [B, 3]."""
         outputs = self.runtime(pixels)
-        if self.detector is None:
-            return outputs
-        with torch.inference_mode():
-            image = self.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-            scores = self._scores(torch.from_numpy(outputs["logits"]))
-            signs = self.detector.signs(torch.from_numpy(outputs["features"]), scores, image)
-        return {**outputs, "signs": signs.numpy()}
+        return outputs if self.detector is None else {**outputs, "signs": self._signs(pixels, outputs)}
 
+    @_on_one_thread
     def answers_from(
         self, outputs: Outputs, *, top: int = 5, sides: Sequence[float | None] | None = None
     ) -> list[Answer]:
@@ -250,11 +251,21 @@ class Recognizer:
             for row, answer in enumerate(answers)
         ]
 
+    @_on_one_thread
     def probabilities_from(self, outputs: Outputs) -> NDArray[np.float32]:
         """The calibrated probability of every class of the taxonomy: float32 [B, classes]."""
         scores = self._scores(torch.from_numpy(outputs["logits"])) / self.temperature
         probabilities: NDArray[np.float32] = scores.softmax(dim=1).numpy()
         return probabilities
+
+    @_on_one_thread
+    @torch.inference_mode()
+    def _signs(self, pixels: NDArray[np.uint8], outputs: Outputs) -> NDArray[np.float32]:
+        assert self.detector is not None
+        image = self.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        scores = self._scores(torch.from_numpy(outputs["logits"]))
+        signs: NDArray[np.float32] = self.detector.signs(torch.from_numpy(outputs["features"]), scores, image).numpy()
+        return signs
 
     def _upright(self, picture: Picture) -> NDArray[np.uint8]:
         """Decoded, upright, cut out: uint8 [h, w, 3]."""
