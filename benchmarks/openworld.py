@@ -80,21 +80,14 @@ def detectors(bundle: Bundle, bank: int) -> dict[str, Detector]:
     return {name: Detector(name, GATE, score.fit(fitted_to)) for name, score in SCORES.items()}
 
 
-def signs_alone(detector: Detector, outputs: dict[str, Tensor], image: Tensor) -> Call:
+def signs_alone(detector: Detector, outputs: dict[str, Tensor], pixels: Tensor) -> Call:
     """What `Recognizer.outputs` does besides the pass, on what the pass gave."""
 
     @torch.inference_mode()
     def call() -> object:
-        return detector.signs(outputs["features"], outputs["logits"], image)
+        return detector.signs(outputs["features"], outputs["logits"], pixels)
 
     return call
-
-
-def quality(pixels: np.ndarray, preprocess: Preprocess) -> object:
-    """The two numbers of the picture alone, and what they need."""
-    with torch.inference_mode():
-        image = preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        return contrast_and_detail(image)
 
 
 def scores(args: argparse.Namespace, threads: int) -> dict[str, Any]:
@@ -116,12 +109,12 @@ def scores(args: argparse.Namespace, threads: int) -> dict[str, Any]:
             pixels = random.integers(0, 256, (batch, args.size, args.size, 3), dtype=np.uint8)
             recognizer = Recognizer(bundle, models["torch"][1])
             outputs = {name: torch.from_numpy(value) for name, value in recognizer.outputs(pixels).items()}
-            image = recognizer.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            shown = torch.from_numpy(pixels)
             calls: dict[str, Call] = {
                 f"runtime {name}": partial(runtime, pixels) for name, (_, runtime) in models.items()
             }
-            calls |= {f"signs {name}": signs_alone(detector, outputs, image) for name, detector in every.items()}
-            calls["picture"] = partial(quality, pixels, recognizer.preprocess)
+            calls |= {f"signs {name}": signs_alone(detector, outputs, shown) for name, detector in every.items()}
+            calls["picture"] = partial(contrast_and_detail, shown)
             for name, (model, runtime) in models.items():
                 with_it = Recognizer(replace(model, detector=every[args.score]), runtime)
                 calls[f"without {name}"] = partial(Recognizer(model, runtime).outputs, pixels)

@@ -262,10 +262,10 @@ class Recognizer:
     @torch.inference_mode()
     def _signs(self, pixels: NDArray[np.uint8], outputs: Outputs) -> NDArray[np.float32]:
         assert self.detector is not None
-        image = self.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        scores = self._scores(torch.from_numpy(outputs["logits"]))
-        signs: NDArray[np.float32] = self.detector.signs(torch.from_numpy(outputs["features"]), scores, image).numpy()
-        return signs
+        features, logits = (torch.from_numpy(outputs[name]) for name in ("features", "logits"))
+        signs = self.detector.signs(features, self._scores(logits), torch.from_numpy(pixels))
+        found: NDArray[np.float32] = signs.numpy()
+        return found
 
     def _upright(self, picture: Picture) -> NDArray[np.uint8]:
         """Decoded, upright, cut out: uint8 [h, w, 3]."""

@@ -135,6 +135,17 @@ def test_both_at_once_are_those_of_each_image_alone() -> None:
     assert [part.shape for part in contrast_and_detail(image[:0])] == [(0,), (0,)]
 
 
+def test_pixels_say_what_images_say() -> None:
+    pixels = torch.randint(0, 256, (3, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[2] = 77  # of one colour: no contrast, and no detail either
+    image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    for found, wanted in zip(contrast_and_detail(pixels), contrast_and_detail(image), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    grey = pixels.double().mean(dim=3).numpy() / 255
+    np.testing.assert_allclose(contrast(pixels), grey.std(axis=(1, 2)), rtol=1e-5, atol=1e-7)
+    assert detail(pixels)[2].item() == 0
+
+
 def test_contrast_and_brightness_leave_detail() -> None:
     image = 2 * picture() - 1
     torch.testing.assert_close(detail(0.3 * image + 0.1), detail(image), rtol=1e-4, atol=1e-4)

@@ -77,7 +77,8 @@ class Detector:
     def signs(self, features: Tensor, logits: Tensor, image: Tensor) -> Tensor:
         """What decisions are made of, float32 [N, 3]: the score, the contrast and the detail.
 
-        features [N, D], logits [N, C] of classes. image [N, 3, H, W] in [-1, 1], as the network saw it.
+        features [N, D], logits [N, C] of classes. image: as the network saw it, float [N, 3, H, W] in [-1, 1] or pixels
+        uint8 [N, H, W, 3].
         """
         found = strangeness(self.score, features, logits, self.fitted)
         return torch.stack([found, *contrast_and_detail(image)], dim=1)
