@@ -10,7 +10,8 @@ every task each method puts about --images images through what it trains, in who
 the network is cut in two; what stands before is frozen and computed once for each image and its mirror image. All
 methods learn what stands behind it, of the task's images cropped at the centre; "banks" alone, as published, bank the
 BatchNorms of the whole network and learn from random crops. Without a layer all methods learn the whole network.
-"heads alone" have the BatchNorms of the base network in all tasks: what the banks add. Class means, discriminants and
+"heads alone" have the BatchNorms of the base network in all tasks: what the banks add. "kept" banks start a head from
+that of stage 1, and later tasks align its unknown output alone. Class means, discriminants and
 "gallery" train nothing and keep sums of features instead of exemplars; "gallery" is that of `vmmr extend`: the answer
 of the base network stands but where the discriminant of a new class leads by enough.
 
@@ -59,7 +60,8 @@ GROWING: dict[str, Loss | None] = {
 WITHOUT_MEMORY = ("class means", "discriminants", "gallery", "fine-tuning", "joint")
 BOUND = 0.02
 """The share of old answers that a gallery may change, as `vmmr extend` has it."""
-METHODS = (*WITHOUT_MEMORY, "replay", "icarl", "weight aligning", "heads alone", "late banks", "banks")
+BANKS = ("heads alone", "late banks", "kept late banks", "banks", "kept banks")
+METHODS = (*WITHOUT_MEMORY, "replay", "icarl", "weight aligning", *BANKS)
 
 
 def _plan(args: argparse.Namespace, lr: float, images: int, *, tasks: int = 1) -> Plan:
@@ -78,7 +80,7 @@ def _parameters(*parts: torch.nn.Module | None, alike: bool = False) -> int:
 def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
     """Banks of all BatchNorms, or of those behind the stem, or no bank that learns: by "unknown", by max-softmax,
     calibrated on memory."""
-    late, alone = method != "banks", method == "heads alone"
+    late, alone, keep = method not in ("banks", "kept banks"), method == "heads alone", method.startswith("kept")
     view = stream.maps if late else stream.pixels
     network = BankedNetwork(stream.rest if late else stream.whole)
     kept = Kept(network, view, len(stream.labels), alike=alone)
@@ -94,6 +96,8 @@ def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Mem
             settings = TaskNorm(
                 stage1=replace(plan, epochs=0) if alone else plan,
                 stage2=Plan(args.align_epochs, args.align_lr, (0.55, 0.8)),
+                head="auxiliary" if keep else "random",
+                aligned="unknown" if keep else "heads",
                 augment_alignment=False,
             )
             memory = learn_task(
@@ -250,9 +254,7 @@ RUN: dict[str, Callable[..., dict[str, Any]]] = {
     "discriminants": run_discriminants,
     "gallery": run_discriminants,
     "joint": run_joint,
-    "heads alone": run_banks,
-    "late banks": run_banks,
-    "banks": run_banks,
+    **dict.fromkeys(BANKS, run_banks),
     **dict.fromkeys(GROWING, run_growing),
 }
 
@@ -376,7 +378,7 @@ def main() -> None:
     if len({args.data is None, args.bundle is None, args.protocol is None}) > 1:
         parser.error("--data, --bundle and --protocol go together")
     if not args.split:
-        args.methods = [method for method in args.methods if method != "late banks"]
+        args.methods = [method for method in args.methods if "late" not in method]
     all_seeds(args, run_seed, lambda records: tables(records, records[0]["times"]))
 
 

@@ -177,6 +177,31 @@ def test_where_stage_2_starts_the_new_head(tiny: Make, images: Draw) -> None:
     assert not torch.equal(fresh["auxiliary"], auxiliary["auxiliary"])
 
 
+def test_what_is_unknown_alone_may_be_aligned(tiny: Make, images: Draw) -> None:
+    with pytest.raises(ConfigError, match="auxiliary"):
+        replace(QUICK, aligned="unknown")
+    settings = replace(QUICK, aligned="unknown", head="auxiliary")
+    network = BankedNetwork(tiny(3))
+    items, labels = task(images, 0, 0)
+    memory = remember(network, items, labels, Memory(12))
+    generator = torch.Generator().manual_seed(0)
+    answers = []
+    for number, start in ((1, 3), (2, 5)):
+        before = network.tensors()
+        fresh = task(images, number, start, classes=2 if number == 1 else 3)
+        memory = learn_task(network, *fresh, memory, settings=settings, generator=generator)
+        after = network.tensors()
+        for old, key in ((old, f"heads.{old}.{name}") for old in range(number) for name in ("weight", "bias")):
+            assert torch.equal(after[key][:-1], before[key][:-1]), old
+            assert not torch.equal(after[key][-1], before[key][-1]), old
+        with torch.no_grad():
+            logits = network(items)["logits"]
+        answers.append(route_to(torch.zeros_like(labels), logits, network.classes, network.widths).label)
+    assert torch.equal(*answers)  # who comes to the right head is told the same, whatever was learned since
+    assert len({tuple(key.split(".")[:2]) for key in network.tensors() if key.startswith("heads.")}) == 3
+    assert not any(p.requires_grad for p in network.parameters())
+
+
 def test_without_negatives_unknown_is_pushed_down_or_left_out(tiny: Make, images: Draw) -> None:
     items, labels = task(images, 0, 0)
     biases = {}

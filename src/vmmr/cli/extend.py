@@ -31,6 +31,12 @@ def add_extend(verbs: Any) -> None:
     extend.add_argument("--init", default="base", choices=["base", "previous"], help="task: where the bank starts")
     extend.add_argument("--head", default="random", choices=["random", "auxiliary"], help="task: where the head starts")
     extend.add_argument(
+        "--aligned",
+        default="heads",
+        choices=["heads", "unknown"],
+        help="task: all of heads, or what is unknown to them",
+    )
+    extend.add_argument(
         "--keep-absent", action="store_true", help="task: heads learn from batches without their classes"
     )
     extend.add_argument("--reduction", default="sum", choices=["sum", "mean"], help="task: of the losses of heads")
@@ -112,6 +118,7 @@ def _task_settings(args: Namespace) -> Any:
         stage2=replace(settings.norm.stage2, epochs=args.align_epochs),
         init=args.init,
         head=args.head,
+        aligned=args.aligned,
         drop_absent=not args.keep_absent,
         reduction=args.reduction,
     )

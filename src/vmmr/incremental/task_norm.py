@@ -92,20 +92,29 @@ class TaskNorm:
     """The settings; the defaults are those of the authors' code for CUB-200.
 
     stage1: SGD with momentum 0.9. stage2: Adam. init: see `BankedNetwork.add_bank`. head: where stage 2 starts the new
-    head, at fresh values or at those of the auxiliary head; the first task always has the latter. drop_absent: a head
-    has a loss only in batches with an image of its task. reduction: heads' losses are summed, or averaged.
-    first_unknown: whether the unknown output takes part in the loss of stage 1 where there is no image of another task,
-    which only pushes it down. augment_alignment: whether stage 2 sees varied images; if not, each is computed once.
+    head, at fresh values or at those of the auxiliary head; the first task always has the latter. aligned: what stage 2
+    trains, heads as they are or the unknown output of each alone, which is ours: what a head says of its own classes
+    stays as its task has taught it, bit for bit, so that nothing is forgotten that comes to the right head; heads then
+    start from auxiliary ones (ConfigError otherwise). drop_absent: a head has a loss only in batches with an image of
+    its task. reduction: heads' losses are summed, or averaged. first_unknown: whether the unknown output takes part in
+    the loss of stage 1 where there is no image of another task, which only pushes it down. augment_alignment: whether
+    stage 2 sees varied images; if not, each is computed once.
     """
 
     stage1: Plan = field(default_factory=lambda: Plan(200, 0.01, (0.35, 0.65, 0.85), weight_decay=1e-4))
     stage2: Plan = field(default_factory=lambda: Plan(100, 0.01, (0.55, 0.8)))
     init: Literal["base", "previous"] = "base"
     head: Literal["random", "auxiliary"] = "random"
+    aligned: Literal["heads", "unknown"] = "heads"
     drop_absent: bool = True
     reduction: Literal["sum", "mean"] = "sum"
     first_unknown: bool = True
     augment_alignment: bool = True
+
+    def __post_init__(self) -> None:
+        if self.aligned == "unknown" and self.head != "auxiliary":
+            do = "start it at the auxiliary one's: head='auxiliary'"
+            raise ConfigError("of a head at fresh values the classes have to be aligned too", got=self.head, do=do)
 
 
 def local_targets(labels: Tensor, start: int, classes: int) -> Tensor:
@@ -201,7 +210,8 @@ def align(
 ) -> None:
     """Stage 2: all heads that have an unknown output, on items and labels [N] of all tasks, as many of each class.
 
-    Changes heads alone. Where nothing is varied every image goes through the network once; features: who knows them.
+    Changes heads alone, or their unknown outputs, see `TaskNorm`. Where nothing is varied every image goes through the
+    network once; features: who knows them.
     """
     settings = settings or TaskNorm()
     plan = settings.stage2
@@ -226,11 +236,20 @@ def align(
             reduction=settings.reduction,
         )
 
+    hooks = []
+
+    def unknown_alone(slope: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(slope[:-1]), slope[-1:]])
+
     try:
         for parameter in heads:
             parameter.requires_grad_(True)
+            if settings.aligned == "unknown":  # Adam leaves what never had a slope where it is, to the bit
+                hooks.append(parameter.register_hook(unknown_alone))  # type: ignore[no-untyped-call]
         descend("heads", plan, torch.optim.Adam(heads, lr=plan.lr), len(labels), loss, generator, progress)
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter in heads:
             parameter.requires_grad_(False).grad = None
 
