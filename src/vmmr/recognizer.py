@@ -44,8 +44,9 @@ _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # What follows the network is a millisecond's work, but after each step that torch shares among threads they spin for
-# several more, waiting for the next, on cores that decode the next pictures. The limit is the calling thread's alone.
-_on_one_thread: Callable[[_F], _F] = ThreadpoolController().wrap(limits=1, user_api="openmp")
+# several more, waiting for the next, on cores that decode the next pictures. The limit is that of the calling thread,
+# as OpenMP has it; BLAS, whose limits are the process's, is left as it is.
+_on_one_thread: Callable[[_F], _F] = ThreadpoolController().select(user_api="openmp").wrap(limits=1)
 
 
 @dataclass(frozen=True, slots=True)
