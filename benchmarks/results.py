@@ -131,11 +131,8 @@ def tables() -> dict[str, str]:
     if (RECORDS / "serving.json").exists():
         record = _read("serving.json")
         found["serving"] = f"{serving.table(record['results'])}\n\n{machine_line(record)}"
-    precision = _read("precision.json")
     found["levels under noise"] = recommended_table(
-        _read("levels_noise.json"),
-        _read("recipes_real.json")["records"],
-        next(iter(precision.values()))["cost"]["conditions"],
+        _read("levels_noise.json"), _read("recipes_real.json")["records"], _read("robust_val.json")
     )
     for name in ("levels_real", "levels_rendered"):
         if (RECORDS / f"{name}.json").exists():
