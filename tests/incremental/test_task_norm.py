@@ -191,14 +191,13 @@ def test_what_is_unknown_alone_may_be_aligned(tiny: Make, images: Draw) -> None:
         fresh = task(images, number, start, classes=2 if number == 1 else 3)
         memory = learn_task(network, *fresh, memory, settings=settings, generator=generator)
         after = network.tensors()
-        for old, key in ((old, f"heads.{old}.{name}") for old in range(number) for name in ("weight", "bias")):
-            assert torch.equal(after[key][:-1], before[key][:-1]), old
-            assert not torch.equal(after[key][-1], before[key][-1]), old
+        for key in (f"heads.{old}.{name}" for old in range(number) for name in ("weight", "bias")):
+            assert torch.equal(after[key][:-1], before[key][:-1]), key
+            assert not torch.equal(after[key][-1], before[key][-1]), key
         with torch.no_grad():
             logits = network(items)["logits"]
         answers.append(route_to(torch.zeros_like(labels), logits, network.classes, network.widths).label)
     assert torch.equal(*answers)  # who comes to the right head is told the same, whatever was learned since
-    assert len({tuple(key.split(".")[:2]) for key in network.tensors() if key.startswith("heads.")}) == 3
     assert not any(p.requires_grad for p in network.parameters())
 
 

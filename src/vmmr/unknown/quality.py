@@ -50,13 +50,7 @@ def _both(x: NDArray[np.float32]) -> tuple[float, float]:
     around += x[1:-1, :-2]
     around += x[1:-1, 2:]
     around -= 4 * x[1:-1, 1:-1]
-    return _deviation(x), _deviation(around)
-
-
-def _deviation(x: NDArray[np.float32]) -> float:
-    """As `x.std()`, without its temporaries and type checks: a third of the time."""
-    centred = (x - x.mean()).ravel()
-    return float(np.sqrt(np.dot(centred, centred) / centred.size))
+    return float(x.std()), float(around.std())
 
 
 def _brightness(image: Tensor) -> NDArray[np.float32]:
