@@ -11,9 +11,10 @@ the network is cut in two; what stands before is frozen and computed once for ea
 methods learn what stands behind it, of the task's images cropped at the centre; "banks" alone, as published, bank the
 BatchNorms of the whole network and learn from random crops. Without a layer all methods learn the whole network.
 "heads alone" have the BatchNorms of the base network in all tasks: what the banks add. "kept" banks start a head from
-that of stage 1, and later tasks align its unknown output alone. Class means, discriminants and
-"gallery" train nothing and keep sums of features instead of exemplars; "gallery" is that of `vmmr extend`: the answer
-of the base network stands but where the discriminant of a new class leads by enough.
+that of stage 1, and later tasks align its unknown output alone. "times discriminants" multiplies the calibrated
+probabilities of all heads with those of the discriminants, and takes the likeliest class. Class means, discriminants
+and "gallery" train nothing and keep sums of features instead of exemplars; "gallery" is that of `vmmr extend`: the
+answer of the base network stands but where the discriminant of a new class leads by enough.
 
 Nothing is chosen by test images. A (seed, method, budget) that is finished is not run again. Prints Markdown tables and
 writes results.json.
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from incremental_stream import Kept, Stream, open_stream
 from openset import all_seeds
+from vmmr.evaluation.calibration import fit_temperature
 from vmmr.evaluation.cost import answer_time
 from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
 from vmmr.evaluation.seeds import with_spread
@@ -47,7 +49,14 @@ from vmmr.incremental.icarl import icarl_loss
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.prototypes import class_means, cosines
 from vmmr.incremental.replay import GrowingNetwork, Loss, learn_classes
-from vmmr.incremental.routing import Routed, fit_calibration, route, route_by_max_softmax, route_to
+from vmmr.incremental.routing import (
+    Routed,
+    class_log_likelihoods,
+    fit_calibration,
+    route,
+    route_by_max_softmax,
+    route_to,
+)
 from vmmr.incremental.task_norm import Plan, TaskNorm, learn_task
 from vmmr.incremental.weight_aligning import aligned_weights, distilled_cross_entropy
 
@@ -79,14 +88,16 @@ def _parameters(*parts: torch.nn.Module | None, alike: bool = False) -> int:
 
 def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
     """Banks of all BatchNorms, or of those behind the stem, or no bank that learns: by "unknown", by max-softmax,
-    calibrated on memory."""
+    calibrated on memory; and the
+    last as one of two experts, the other being discriminants, see `_base_discriminants`."""
     late, alone, keep = method not in ("banks", "kept banks"), method == "heads alone", method.startswith("kept")
     view = stream.maps if late else stream.pixels
     network = BankedNetwork(stream.rest if late else stream.whole)
     kept = Kept(network, view, len(stream.labels), alike=alone)
     generator = torch.Generator().manual_seed(seed)
     truth = stream.labels[stream.test]
-    rules: dict[str, list[Stage]] = {method: [], f"{method}, max softmax": [], f"{method}, calibrated": []}
+    names = (method, f"{method}, max softmax", f"{method}, calibrated", f"{method}, times discriminants")
+    rules: dict[str, list[Stage]] = {name: [] for name in names}
     told, least, parameters = [], [], []
     for task in range(len(stream.classes)):
         rows = stream.rows(task)
@@ -115,8 +126,10 @@ def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Mem
             route_by_max_softmax(logits, *shape),
             route(logits, *shape, calibration=calibration),
         ]
-        for stages, routed in zip(rules.values(), found, strict=True):
+        for stages, routed in zip(rules.values(), found, strict=False):
             stages.append(_stage(routed))
+        both = class_log_likelihoods(logits, *shape, calibration=calibration) + _base_discriminants(kept, stream, task)
+        rules[names[-1]].append(_answered(both, 1 - both.softmax(dim=1).amax(dim=1), stream))
         own = torch.from_numpy(tasks_of(truth, stream.classes)).clamp(max=task)
         told.append(_stage(route_to(own, logits, *shape)))
         least.append(rules[method][-1]._replace(unknown=found[0].unknown.double().numpy()))
@@ -130,6 +143,18 @@ def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Mem
 def _stage(routed: Routed) -> Stage:
     """As published, what is strange is what is answered with little probability."""
     return Stage(routed.label.numpy(), routed.task.numpy(), 1 - routed.score.double().numpy())
+
+
+def _base_discriminants(kept: Kept, stream: Stream, task: int) -> Tensor:
+    """Log-likelihoods [test, classes so far] by discriminants of the base network's features, which are those of bank
+    0; their temperature is fitted to training images that the discriminants had not seen."""
+    rows = torch.cat([stream.rows(t) for t in range(task + 1)])
+    labels, last = stream.labels[rows], sum(stream.classes[: task + 1])
+    seen, shown = kept(rows, [0])[:, 0], kept(stream.test, [0])[:, 0]
+    held = crossfit(seen, labels, last, fold_of(labels, np.arange(len(rows)), 5))
+    weight, bias = discriminants(moments(seen, labels, last))
+    scores = torch.nn.functional.normalize(shown.double(), dim=1) @ weight.T + bias
+    return (scores / fit_temperature(held, labels.numpy())).log_softmax(dim=1)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from vmmr.errors import DataError
 from vmmr.incremental.routing import (
     Calibration,
+    class_log_likelihoods,
     fit_calibration,
     route,
     route_by_max_softmax,
@@ -79,6 +80,28 @@ def test_against_loops(seed: int, extended: bool) -> None:
         assert rival.score[row].item() == pytest.approx(max(tops), rel=1e-4)
     shifted = logits + torch.repeat_interleave(torch.tensor([5.0, -2.0, 1.0]), torch.tensor(widths))
     assert torch.equal(route(shifted, CLASSES, widths).label, found.label)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.booleans())
+def test_every_class_has_the_chance_that_its_head_gives_it(seed: int, extended: bool) -> None:
+    """Against loops; the likeliest of each head is the one that head answers, and nothing is minus infinity."""
+    widths = WIDTHS if extended else (2, 2, 4)
+    logits = 3 * torch.randn(4, sum(widths), generator=torch.Generator().manual_seed(seed))
+    found = class_log_likelihoods(logits, CLASSES, widths)
+    u = unknown_by_head(logits, CLASSES, widths)
+    for row in range(4):
+        expected, start = [], 0
+        for task, (classes, width) in enumerate(zip(CLASSES, widths, strict=True)):
+            inside = softmax(logits[row, start : start + classes].tolist())
+            expected += [p * (1 - u[row, task].item()) for p in inside]
+            start += width
+        np.testing.assert_allclose(found[row].exp().numpy(), expected, rtol=1e-4, atol=1e-6)
+    for task, part in enumerate(torch.split(found, [*CLASSES], dim=1)):
+        best = route_to(torch.full((4,), task), logits, CLASSES, widths).label
+        assert torch.equal(part.argmax(dim=1) + sum(CLASSES[:task]), best)
+    sure = torch.tensor([[0.0, 0.0, 200.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert class_log_likelihoods(sure, CLASSES, WIDTHS).isfinite().all()
 
 
 def test_one_head_alone_answers() -> None:

@@ -25,6 +25,7 @@ from vmmr.errors import DataError
 __all__ = [
     "Calibration",
     "Routed",
+    "class_log_likelihoods",
     "fit_calibration",
     "route",
     "route_by_max_softmax",
@@ -102,6 +103,21 @@ def route_by_max_softmax(logits: Tensor, classes: Sequence[int], widths: Sequenc
 def route_to(tasks: Tensor, logits: Tensor, classes: Sequence[int], widths: Sequence[int]) -> Routed:
     """The answer of the head of a task that is known from elsewhere, int64 [B]: as accurate as routing could be."""
     return _answers(logits, classes, widths, unknown_by_head(logits, classes, widths), tasks)
+
+
+def class_log_likelihoods(
+    logits: Tensor, classes: Sequence[int], widths: Sequence[int], *, calibration: Calibration | None = None
+) -> Tensor:
+    """log((1 - u_j) p_jk) of every class k of every head j, [B, C]: as one more opinion about all classes, which may be
+    added to the log-likelihoods of others (a product of experts). p_jk is among the classes of the head alone.
+
+    >>> class_log_likelihoods(torch.tensor([[0.0, 0.0, 5.0, 5.0]]), classes=(1, 1), widths=(2, 2)).exp()
+    tensor([[0.5000, 0.5000]])
+    """
+    known = (1 - unknown_by_head(logits, classes, widths, calibration)).clamp(min=torch.finfo(logits.dtype).tiny).log()
+    blocks = torch.split(logits, [*widths], dim=1)
+    inside = [block[:, :count].log_softmax(dim=1) for block, count in zip(blocks, classes, strict=True)]
+    return torch.cat([part + known[:, task : task + 1] for task, part in enumerate(inside)], dim=1)
 
 
 def fit_calibration(logits: Tensor, labels: Tensor, classes: Sequence[int], widths: Sequence[int]) -> Calibration:
