@@ -74,4 +74,4 @@ def new_cars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def known(old_cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a detector by neighbours, of which a class has more than the detector looks at."""
-    return trained(old_cars, tmp_path_factory.mktemp("run"), recipe("plain").with_(unknown="knn", epochs=4))
+    return trained(old_cars, tmp_path_factory.mktemp("run"), recipe("plain").with_(unknown="knn_pca", epochs=4))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from vmmr.unknown.knn import KNNFitted, grown_knn, knn
+from vmmr.unknown.knn_pca import ReducedKNNFitted, knn_pca
 
 
 @pytest.mark.parametrize("pull", [0.0, 0.5, 1.0])
@@ -27,3 +28,16 @@ def test_what_was_near_stays_as_near_and_new_classes_come_nearer(pull: float) ->
     shown = torch.randn(20, 8, generator=random)
     assert (knn(shown, shown, grown) <= knn(shown, shown, fitted) + 1e-6).all()
     assert (knn(new, new, grown) < knn(new, new, fitted)).all()
+
+
+def test_a_bank_with_a_basis_grows_and_keeps_the_basis() -> None:
+    random = torch.Generator().manual_seed(0)
+    bank = functional.normalize(torch.randn(30, 8, generator=random), dim=1)
+    fitted = ReducedKNNFitted(bank, torch.arange(30) % 3, torch.eye(8)[:, :4].contiguous())
+    new = torch.randn(5, 8, generator=random)
+    inside = new @ fitted.basis @ fitted.basis.T
+    grown = grown_knn(fitted, new, torch.full((5,), 3), 0.0)
+    assert torch.equal(grown.basis, fitted.basis)
+    assert (knn_pca(inside, inside, fitted) > 0.1).all()
+    torch.testing.assert_close(knn_pca(inside, inside, grown), torch.zeros(5), rtol=0, atol=2e-3)
+    assert (knn_pca(new, new, grown) <= knn_pca(new, new, fitted) + 1e-6).all()

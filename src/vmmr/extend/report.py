@@ -15,7 +15,7 @@ from torch import Tensor
 from vmmr.errors import ConfigError, TrainingError
 from vmmr.export.bundle import Bundle
 from vmmr.extend.images import Seen
-from vmmr.unknown import SCORES, Fitted, accept_threshold
+from vmmr.unknown import Fitted, accept_threshold
 from vmmr.unknown.detector import Detector, strangeness
 from vmmr.unknown.knn import KNNFitted, grown_knn
 
@@ -102,7 +102,7 @@ def grown_detector(detector: Detector | None, shown: Seen, splits: Sequence[Spli
 def require_extendable_detector(bundle: Bundle) -> None:
     """ConfigError where the constants of the bundle's detector cannot be extended."""
     detector = bundle.detector
-    if detector is not None and SCORES[detector.score].kind not in (Fitted, KNNFitted):
+    if detector is not None and not (type(detector.fitted) is Fitted or isinstance(detector.fitted, KNNFitted)):
         raise ConfigError(
             f"the constants of {detector.score} cannot be extended",
             do="calibrate the bundle with another score first: vmmr calibrate --unknown knn",

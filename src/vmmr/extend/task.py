@@ -90,7 +90,7 @@ def extend_task(
             got="no old data",
             do="pass --data, the manifest it was trained on, with splits train and val; or use the mode gallery",
         )
-    if bundle.detector is not None and bundle.detector.score != "knn":
+    if bundle.detector is not None and bundle.detector.score not in ("knn", "knn_pca"):
         raise ConfigError(
             "logits of several tasks are routed, and the gate was fitted on others",
             got=f"unknown {bundle.detector.score}",

@@ -19,9 +19,11 @@ from vmmr.unknown.dice import dice, fit_dice
 from vmmr.unknown.energy import energy
 from vmmr.unknown.fitted import Fitted, Head
 from vmmr.unknown.gen import gen
+from vmmr.unknown.guided_max_logit import guided_max_logit
 from vmmr.unknown.hidden import hidden_scores
 from vmmr.unknown.himplos import HIMPLoSFitted, fit_himplos, himplos
 from vmmr.unknown.knn import KNNFitted, fit_knn, knn
+from vmmr.unknown.knn_pca import ReducedKNNFitted, fit_knn_pca, knn_pca
 from vmmr.unknown.mahalanobis import (
     MahalanobisFitted,
     RelativeMahalanobisFitted,
@@ -73,6 +75,7 @@ SCORES: dict[str, Score] = {
     "dice": Score(dice, fit_dice, Head),
     "energy": Score(energy, _nothing, Fitted),
     "gen": Score(gen, _nothing, Fitted),
+    "guided_max_logit": Score(guided_max_logit, fit_knn_pca, ReducedKNNFitted),
     "himplos": Score(himplos, fit_himplos, HIMPLoSFitted),
     "himplos_mask": Score(partial(himplos, smooth=False), fit_himplos, HIMPLoSFitted),
     "himplos_max_logit": Score(partial(himplos, end=max_logit), fit_himplos, HIMPLoSFitted),
@@ -80,6 +83,7 @@ SCORES: dict[str, Score] = {
     "himplos_smooth": Score(himplos, partial(fit_himplos, percentile=0.0, clip_percentile=None), HIMPLoSFitted),
     "himplos_unclipped": Score(himplos, partial(fit_himplos, clip_percentile=None), HIMPLoSFitted),
     "knn": Score(knn, fit_knn, KNNFitted),
+    "knn_pca": Score(knn_pca, fit_knn_pca, ReducedKNNFitted),
     "mahalanobis": Score(mahalanobis, fit_mahalanobis, MahalanobisFitted),
     "max_logit": Score(max_logit, _nothing, Fitted),
     "msp": Score(msp, _nothing, Fitted),

@@ -5,8 +5,8 @@ Source: Sun et al., ICML 2022 (arXiv 2204.06507).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,10 @@ def fit_knn(statistics: Statistics) -> KNNFitted:
     return KNNFitted(functional.normalize(statistics.bank, dim=1), statistics.bank_label)
 
 
-def grown_knn(fitted: KNNFitted, features: Tensor, labels: Tensor, pull: float, *, least: int = 10) -> KNNFitted:
+_Bank = TypeVar("_Bank", bound=KNNFitted)
+
+
+def grown_knn(fitted: _Bank, features: Tensor, labels: Tensor, pull: float, *, least: int = 10) -> _Bank:
     """The bank with features [N, D] of images of new classes, labels int64 [N]. What was near stays as near.
 
     A new class has a few images where an old one has many, of which the network learned to tell nothing apart: its own
@@ -48,7 +51,7 @@ def grown_knn(fitted: KNNFitted, features: Tensor, labels: Tensor, pull: float, 
         moved = moved.repeat(-(-least // len(own)), 1)
         rows.append(length * moved)
         names.append(torch.full((len(moved),), label))
-    return KNNFitted(torch.cat(rows), torch.cat(names))
+    return replace(fitted, bank=torch.cat(rows), label=torch.cat(names))
 
 
 def nearest(features: Tensor, bank: Tensor, k: int) -> Tensor:
