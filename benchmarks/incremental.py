@@ -38,13 +38,20 @@ from torch import Tensor
 
 from incremental_stream import Kept, Stream, open_stream
 from openset import all_seeds
-from vmmr.evaluation.calibration import fit_temperature
 from vmmr.evaluation.cost import answer_time
 from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
 from vmmr.evaluation.seeds import with_spread
 from vmmr.files import whole_file
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.gallery import crossfit, discriminants, fit_offset, fold_of, margins, moments
+from vmmr.incremental.gallery import (
+    crossfit,
+    discriminants,
+    fit_likelihoods,
+    fit_offset,
+    fold_of,
+    margins,
+    moments,
+)
 from vmmr.incremental.icarl import icarl_loss
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.prototypes import class_means, cosines
@@ -147,14 +154,14 @@ def _stage(routed: Routed) -> Stage:
 
 def _base_discriminants(kept: Kept, stream: Stream, task: int) -> Tensor:
     """Log-likelihoods [test, classes so far] by discriminants of the base network's features, which are those of bank
-    0; their temperature is fitted to training images that the discriminants had not seen."""
+    0; they are scaled by training images that the discriminants had not seen."""
     rows = torch.cat([stream.rows(t) for t in range(task + 1)])
     labels, last = stream.labels[rows], sum(stream.classes[: task + 1])
     seen, shown = kept(rows, [0])[:, 0], kept(stream.test, [0])[:, 0]
     held = crossfit(seen, labels, last, fold_of(labels, np.arange(len(rows)), 5))
     weight, bias = discriminants(moments(seen, labels, last))
     scores = torch.nn.functional.normalize(shown.double(), dim=1) @ weight.T + bias
-    return (scores / fit_temperature(held, labels.numpy())).log_softmax(dim=1)
+    return (fit_likelihoods(held, labels) * scores).log_softmax(dim=1)
 
 
 @torch.no_grad()

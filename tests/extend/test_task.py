@@ -224,6 +224,40 @@ def test_what_is_missing_is_said(known: Path, old_cars: Path, new_cars: Path, tm
         extend_task(known, new, old=old, settings=quick, max_drop=-1)
 
 
+def test_discriminants_speak_with_the_heads_and_stay(
+    known: Path, old_cars: Path, new_cars: Path, newer: Path, tmp_path: Path
+) -> None:
+    """Fitted to old training and new images, kept by the next task, exported, and refused for other classes."""
+    out = tmp_path / "one"
+    words = ["extend", str(known), str(new_cars), "--out", str(out), "--data", str(old_cars), *QUICK]
+    assert main([*words, "--discriminants", "--force"]) == 0
+    bundle = read_bundle(out)
+    network = bundle.network()
+    assert isinstance(network, TaskNetwork)
+    assert network.discriminants is not None
+    assert [*network.discriminants.weight.shape] == [5, network.banked.width]
+    assert "heads and of linear discriminants together" in bundle.card
+    answers = vmmr.load(out)([*pictures(new_cars)])
+    assert sum(a.model == model for a, model in zip(answers, ["Q9"] * 4 + ["ID"] * 4, strict=True)) >= 6
+    found = evaluate(bundle, Manifest.load(old_cars).split("val"))["conditions"]["clean"]["top1"]
+    assert found == pytest.approx(bundle.added["old"]["after"])
+    require_alike(out, "onnx", new_cars, tmp_path / "artifact")
+    table = _together(tmp_path / "all.csv", old_cars, new_cars)
+    settings = TaskSettings(memory=60, norm=_still())
+    later = extend_task(out, Manifest.load(newer), old=Manifest.load(table), settings=settings, force=True).bundle
+    kept = later.network()
+    assert isinstance(kept, TaskNetwork)
+    assert kept.discriminants is not None
+    assert len(kept.discriminants.bias) == 6
+    for wrong in (
+        {**bundle.tensors, "discriminants.bias": torch.zeros(4)},
+        {**bundle.tensors, "discriminants.weight": torch.full((5, network.banked.width), torch.nan)},
+        {k: v for k, v in bundle.tensors.items() if k != "discriminants.bias"},
+    ):
+        with pytest.raises(BundleError, match="discriminants of other classes"):
+            replace(bundle, tensors=wrong).network()
+
+
 def test_layers_with_other_banks_are_refused(extended: Path) -> None:
     bundle = read_bundle(extended)
     tensors = dict(bundle.tensors)

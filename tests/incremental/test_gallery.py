@@ -16,6 +16,7 @@ from vmmr.incremental.gallery import (
     Gallery,
     crossfit,
     discriminants,
+    fit_likelihoods,
     fit_offset,
     fit_scale,
     fold_of,
@@ -208,3 +209,14 @@ def test_coarser_levels_count_new_classes_for_their_parents(cloud: tuple[Tensor,
     torch.testing.assert_close(audi, classes[:, 2])  # a make that is new
     torch.testing.assert_close(bmw_now, kept * bmw)
     torch.testing.assert_close(vw_now, kept * vw + classes[:, 3])  # a new model of a known make
+
+
+def test_likelihoods_of_discriminants_are_the_likeliest_there_are() -> None:
+    """Scores that are log-probabilities times a number get them back; where all is right, the factor has an end."""
+    random = torch.Generator().manual_seed(0)
+    told = (2 * torch.randn(4000, 5, generator=random, dtype=torch.float64)).log_softmax(dim=1)
+    labels = torch.multinomial(told.exp(), 1, generator=random)[:, 0]
+    assert fit_likelihoods(50 * told, labels) == pytest.approx(1 / 50, rel=0.05)
+    sure = 1e6 * torch.eye(3, dtype=torch.float64)
+    found = fit_likelihoods(sure, torch.arange(3))
+    assert 10 < found * 1e6 <= 100.001

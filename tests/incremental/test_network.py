@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.network import TaskNetwork, routed_logits
-from vmmr.incremental.routing import Calibration, route
+from vmmr.incremental.network import Discriminants, TaskNetwork, routed_logits
+from vmmr.incremental.routing import Calibration, class_log_likelihoods, route
 from vmmr.models import Backbone
 
 
@@ -45,3 +45,22 @@ def test_pooled_features_are_those_of_the_network_before() -> None:
         torch.testing.assert_close(after["pooled"], before["pooled"], rtol=1e-4, atol=1e-5)
         old = network.answer_of(after)[:, :3].softmax(dim=1)
         torch.testing.assert_close(old, before["logits_0"].softmax(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_discriminants_speak_with_the_heads() -> None:
+    """The product of both, against numbers; a flat second opinion changes no answer, a loud one decides alone."""
+    torch.manual_seed(0)
+    banked = BankedNetwork(Backbone("test_resnet", 3).eval(), base_unknown=False)
+    banked.add_bank(2, generator=torch.Generator().manual_seed(0))
+    scale, offset = torch.tensor([1.0, 0.8]), torch.tensor([0.0, 0.3])
+    heads, pooled = 3 * torch.randn(50, 6), torch.rand(50, banked.width)
+    weight, bias = torch.randn(5, banked.width), torch.randn(5)
+    told = class_log_likelihoods(heads, (3, 2), (3, 3), calibration=Calibration(scale, offset))
+    found = TaskNetwork(banked, scale, offset, Discriminants(weight, bias)).scores(heads, pooled)
+    unit = pooled / pooled.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found, told + unit @ weight.T + bias)
+    flat = TaskNetwork(banked, scale, offset, Discriminants(0 * weight, 0 * bias + 7)).scores(heads, pooled)
+    torch.testing.assert_close(flat.softmax(dim=1), told.softmax(dim=1))
+    loud = TaskNetwork(banked, scale, offset, Discriminants(0 * weight, 1e4 * torch.eye(5)[4])).scores(heads, pooled)
+    assert (loud.argmax(dim=1) == 4).all()
+    assert TaskNetwork(banked, scale, offset).discriminants is None

@@ -28,6 +28,11 @@ def add_extend(verbs: Any) -> None:
     extend.add_argument("--align-epochs", default=50, type=int, help="task: of all heads together")
     extend.add_argument("--memory", default=2000, type=int, help="task: old images that are learned with")
     extend.add_argument("--base-unknown", action="store_true", help="task: train an unknown output of the old head too")
+    extend.add_argument(
+        "--discriminants",
+        action="store_true",
+        help="task: let linear discriminants of all classes speak with the heads",
+    )
     extend.add_argument("--init", default="base", choices=["base", "previous"], help="task: where the bank starts")
     extend.add_argument("--head", default="random", choices=["random", "auxiliary"], help="task: where the head starts")
     extend.add_argument(
@@ -122,7 +127,8 @@ def _task_settings(args: Namespace) -> Any:
         drop_absent=not args.keep_absent,
         reduction=args.reduction,
     )
-    return TaskSettings(norm, memory=args.memory, base_unknown=args.base_unknown, seed=args.seed)
+    given = {name: getattr(args, name) for name in ("memory", "base_unknown", "discriminants", "seed")}
+    return TaskSettings(norm, **given)
 
 
 def run_merge(args: Namespace) -> int:

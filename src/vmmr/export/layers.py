@@ -11,7 +11,7 @@ from vmmr.errors import BundleError
 from vmmr.incremental.banks import BankedNetwork, require_bank
 from vmmr.incremental.domains import PLACE, domain_banks
 from vmmr.incremental.gallery import Gallery
-from vmmr.incremental.network import GalleryNetwork, TaskNetwork
+from vmmr.incremental.network import Discriminants, GalleryNetwork, TaskNetwork
 from vmmr.models.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def _task_network(bundle: Bundle, network: object, new: int) -> TaskNetwork:
     assert isinstance(trunk, Backbone)
     own = dict(bundle.tensors)
     routing = [own.pop(f"routing.{name}", torch.zeros(0)) for name in ("scale", "offset")]
+    told = {name: own.pop(f"discriminants.{name}") for name in Discriminants._fields if f"discriminants.{name}" in own}
     head = own.get("heads.0.bias", torch.zeros(0))
     unknown = head.numel() == len(base.taxonomy) + 1
     below = network.banked if isinstance(network, TaskNetwork) else BankedNetwork(trunk, base_unknown=unknown)
@@ -117,4 +118,10 @@ def _task_network(bundle: Bundle, network: object, new: int) -> TaskNetwork:
     banked = BankedNetwork.from_tensors(trunk, {**banks, **own}, classes, base_unknown=unknown)
     if any(part.shape != (len(classes),) or not part.isfinite().all() for part in routing):
         raise BundleError(f"{bundle.name} routes other tasks than it has", got=[list(part.shape) for part in routing])
-    return TaskNetwork(banked, *routing)
+    scale, offset = routing
+    if not told:
+        return TaskNetwork(banked, scale, offset)
+    shapes = {"weight": (sum(classes), banked.width), "bias": (sum(classes),)}
+    if {k: v.shape for k, v in told.items()} != shapes or not all(v.isfinite().all() for v in told.values()):
+        raise BundleError(f"{bundle.name} has discriminants of other classes", got=[[*v.shape] for v in told.values()])
+    return TaskNetwork(banked, scale, offset, Discriminants(**told))

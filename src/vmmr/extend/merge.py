@@ -16,8 +16,8 @@ from vmmr.export.bundle import Bundle
 from vmmr.export.extension import extended, read_extendable
 from vmmr.extend.images import CropView, labelled_pixels, old_splits, see
 from vmmr.extend.report import merge_section, require_kept, said, told_old
-from vmmr.extend.task import TaskSettings, exemplars, frozen_banks, heads_of
-from vmmr.incremental.network import TaskNetwork, routed_logits
+from vmmr.extend.task import TaskSettings, exemplars, frozen_banks, heads_of, routing_tensors
+from vmmr.incremental.network import TaskNetwork
 from vmmr.incremental.routing import fit_calibration
 from vmmr.incremental.task_norm import align
 
@@ -52,7 +52,7 @@ def merge_tasks(
     train, validation = old_splits(old)
     pixels, labels = labelled_pixels(bundle, validation, progress=progress)
     held = see(network, pixels, labels, np.arange(len(pixels)))
-    memory = exemplars(bundle, network, train, settings.memory, progress)
+    memory, _ = exemplars(bundle, network, train, settings.memory, progress)
     frozen = frozen_banks(banked, task)
 
     one, two = banked.classes[-2:]
@@ -65,7 +65,8 @@ def merge_tasks(
 
     heads = heads_of(banked, pixels[np.arange(len(pixels))], view)
     calibration = fit_calibration(heads, held.labels, banked.classes, banked.widths)
-    scores = routed_logits(heads, banked.classes, banked.widths, calibration.scale, calibration.offset)
+    routed = TaskNetwork(banked, calibration.scale, calibration.offset, network.discriminants)
+    scores = routed.scores(heads, held.features)
     added = {
         "mode": "merge",
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -76,7 +77,7 @@ def merge_tasks(
     }
     require_kept(added, max_drop, force)
     tensors = {k: v for k, v in banked.tensors().items() if k.startswith(("heads.", f"banks.{task}."))}
-    tensors |= {"routing.scale": calibration.scale, "routing.offset": calibration.offset}
+    tensors |= routing_tensors(routed)
     return extended(
         bundle,
         files,

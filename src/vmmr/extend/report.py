@@ -105,7 +105,7 @@ def require_extendable_detector(bundle: Bundle) -> None:
     if detector is not None and not (type(detector.fitted) is Fitted or isinstance(detector.fitted, KNNFitted)):
         raise ConfigError(
             f"the constants of {detector.score} cannot be extended",
-            do="calibrate the bundle with another score first: vmmr calibrate --unknown knn",
+            do="calibrate the bundle with another score first: vmmr calibrate --unknown knn_pca",
         )
 
 
@@ -176,6 +176,8 @@ def card_section(added: Mapping[str, Any]) -> str:
     ]
     if added["mode"] == "task":
         lines.append("- routing, temperature and gate were fitted on the same held-out and validation images")
+        if added["discriminants"]:
+            lines.append("- answers are those of heads and of linear discriminants together")
     if old is None:
         lines.append("- old classes: not measured again, there were no validation images")
     else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vmmr.data.manifest import Manifest
 from vmmr.errors import ConfigError, DataError, TrainingError
@@ -31,14 +32,22 @@ from vmmr.extend.report import (
     told_old,
 )
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.gallery import fit_offset, fold_of
+from vmmr.incremental.gallery import discriminants, fit_likelihoods, fit_offset, fold_of, moments
 from vmmr.incremental.memory import Memory
-from vmmr.incremental.network import TaskNetwork, routed_logits
+from vmmr.incremental.network import Discriminants, TaskNetwork
 from vmmr.incremental.routing import fit_calibration
 from vmmr.incremental.task_norm import Plan, TaskNorm, learn_task
 from vmmr.models.backbone import Backbone
 
-__all__ = ["TaskSettings", "exemplars", "extend_task", "frozen_banks", "heads_of"]
+__all__ = [
+    "TaskSettings",
+    "exemplars",
+    "extend_task",
+    "fit_discriminants",
+    "frozen_banks",
+    "heads_of",
+    "routing_tensors",
+]
 
 _FOLDS = 5
 _STEP = 0.1  # of log-odds
@@ -48,7 +57,9 @@ _STEP = 0.1  # of log-odds
 class TaskSettings:
     """norm: the two stages, see `TaskNorm`; shorter than published by default. memory: images of old classes that are
     learned with, shared evenly. base_unknown: give the head of the base network an unknown output too, as published,
-    and train it with the others; without one it stays as it is. seed: of everything drawn."""
+    and train it with the others; without one it stays as it is. discriminants: multiply what heads say with linear
+    discriminants of all classes, of the features of the first bank, which is ours; a bundle that has them keeps them.
+    seed: of everything drawn."""
 
     norm: TaskNorm = field(
         default_factory=lambda: TaskNorm(
@@ -57,6 +68,7 @@ class TaskSettings:
     )
     memory: int = 2000
     base_unknown: bool = False
+    discriminants: bool = False
     seed: int = 0
 
 
@@ -94,7 +106,7 @@ def extend_task(
         raise ConfigError(
             "logits of several tasks are routed, and the gate was fitted on others",
             got=f"unknown {bundle.detector.score}",
-            do="calibrate the bundle by features alone first: vmmr calibrate --unknown knn",
+            do="calibrate the bundle by features alone first: vmmr calibrate --unknown knn_pca",
         )
     train, validation = old_splits(old)
     fresh = fresh_rows(bundle, new, least=least, progress=progress)
@@ -114,7 +126,7 @@ def extend_task(
         raise DataError("a class has images of one group alone", do="name groups only where pictures must not part")
     held_pixels, held_labels = labelled_pixels(bundle, validation, progress=progress)
     held = see(network, held_pixels, held_labels, np.arange(len(held_pixels)))
-    memory = exemplars(bundle, network, train, settings.memory, progress)
+    memory, seen = exemplars(bundle, network, train, settings.memory, progress)
 
     generator = torch.Generator().manual_seed(settings.seed)
     view = CropView(bundle.preprocess)
@@ -128,21 +140,24 @@ def extend_task(
     heads_new = heads_of(banked, fresh.pixels[fresh.rows[out.numpy()]], view)
     both, labels = torch.cat([heads_old, heads_new]), torch.cat([held.labels, held_new.labels])
     calibration = fit_calibration(both, labels, banked.classes, banked.widths)
-    scale, offset = calibration.scale.clone(), calibration.offset.clone()
+    second = None
+    if settings.discriminants or (isinstance(network, TaskNetwork) and network.discriminants is not None):
+        second = fit_discriminants(_both(seen, learned), _both(held, held_new), classes)
+    routed = TaskNetwork(banked, calibration.scale.clone(), calibration.offset.clone(), second)
 
-    def scores(heads: Tensor) -> Tensor:
-        return routed_logits(heads, banked.classes, banked.widths, scale, offset)
+    def scores(heads: Tensor, of: Seen) -> Tensor:
+        return routed.scores(heads, of.features)
 
     was = bundle.class_scores(held.logits).argmax(dim=1)
     _, promised = fit_offset(torch.zeros(len(was)), bound)
     # Heads that were aligned anew may change answers among old classes, which no offset undoes: those are not bounded.
     keep_promise(
-        offset[-1:],
+        routed.offset[-1:],
         _STEP,
-        lambda: int((scores(heads_old).argmax(dim=1) >= first).sum()),
+        lambda: int((scores(heads_old, held).argmax(dim=1) >= first).sum()),
         promised * (len(was) + 1) - 1,
     )
-    fitted_old, fitted_new = scores(heads_old), scores(heads_new)
+    fitted_old, fitted_new = scores(heads_old, held), scores(heads_new, held_new)
     temperature = fit_temperature(torch.cat([fitted_old, fitted_new]), labels.numpy())
     detector = grown_detector(bundle.detector, learned, [Split(learned, held_new, fitted_new)])
     added = {
@@ -152,6 +167,7 @@ def extend_task(
         "images": len(learned.labels),
         "skipped": len(fresh.skipped),
         "exemplars": len(memory),
+        "discriminants": second is not None,
         "frozen": earlier,
         "bound": {"share": promised, "of": "validation images"},
         "new": told_new(held_new, fitted_new, first) | {"known": detector.share},
@@ -164,7 +180,7 @@ def extend_task(
         files,
         taxonomy=fresh.taxonomy,
         spec=replace(bundle.spec, classes=classes, temperature=round(temperature, 4)),
-        tensors={**own, "routing.scale": scale, "routing.offset": offset},
+        tensors={**own, **routing_tensors(routed)},
         detector=detector.detector,
         card=f"{bundle.card.rstrip()}\n\n{card_section(added)}",
         added=added,
@@ -183,8 +199,8 @@ def _require_plain(bundle: Bundle) -> None:
         )
 
 
-def exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, progress: bool) -> Memory:
-    """Old training images, as many of each class, the most telling first."""
+def exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, progress: bool) -> tuple[Memory, Seen]:
+    """Old training images, as many of each class, the most telling first; and what the network makes of all of them."""
     pixels, labels = labelled_pixels(bundle, train, progress=progress)
     missing = len(bundle.taxonomy) - len(np.unique(labels))
     if missing or budget < len(bundle.taxonomy):
@@ -195,7 +211,28 @@ def exemplars(bundle: Bundle, network: Network, train: Manifest, budget: int, pr
         )
     seen = see(network, pixels, labels, np.arange(len(pixels)))
     memory = Memory(budget).with_classes(torch.arange(len(pixels)), seen.labels, seen.features)
-    return replace(memory, items=pixels[memory.items.numpy()])
+    return replace(memory, items=pixels[memory.items.numpy()]), seen
+
+
+def fit_discriminants(learned: Seen, held: Seen, classes: int) -> Discriminants:
+    """Linear discriminants of so many classes, of the features of images `learned`; log-likelihoods by a factor that is
+    fitted to others, `held`."""
+    weight, bias = discriminants(moments(learned.features, learned.labels, classes))
+    weight, bias = weight - weight.mean(dim=0), bias - bias.mean()  # what all share says nothing, and costs digits
+    unit = functional.normalize(held.features.double(), dim=1)
+    factor = fit_likelihoods(unit @ weight.T + bias, held.labels)
+    return Discriminants((factor * weight).float(), (factor * bias).float())
+
+
+def routing_tensors(network: TaskNetwork) -> dict[str, Tensor]:
+    """What a layer holds of how tasks are routed."""
+    found = {"routing.scale": network.scale, "routing.offset": network.offset}
+    told = network.discriminants
+    return found if told is None else found | {f"discriminants.{k}": v for k, v in told._asdict().items()}
+
+
+def _both(one: Seen, other: Seen) -> Seen:
+    return Seen(*(torch.cat(parts) for parts in zip(one, other, strict=True)))
 
 
 @torch.no_grad()

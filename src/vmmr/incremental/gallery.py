@@ -33,6 +33,7 @@ __all__ = [
     "Moments",
     "crossfit",
     "discriminants",
+    "fit_likelihoods",
     "fit_offset",
     "fit_scale",
     "fold_of",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _MOST = 40.0  # of a logit over the temperature: what lies beyond is rounding
+_APART = 100.0  # of all discriminants of an image, as log-likelihoods
 _SCALES = 12.0  # natural logarithms that the scale is looked for in
 
 
@@ -175,6 +177,21 @@ def fit_scale(logits: Tensor, margin: Tensor, labels: Tensor, offset: float, tem
     def unlikely(power: float) -> float:
         new = best + math.exp(power) * apart
         return functional.cross_entropy(torch.cat([logits.double(), new], dim=1) / temperature, labels).item()
+
+    return float(math.exp(minimize_scalar(unlikely, bounds=(highest - _SCALES, highest), method="bounded").x))
+
+
+def fit_likelihoods(scores: Tensor, labels: Tensor) -> float:
+    """The factor that makes of discriminants [N, C] log-likelihoods under which labels, int64 [N], are likeliest.
+
+    Of images that no discriminant was fitted on. The factor stays so small that no two classes are further apart than
+    100 units of log-probability: where all images are told rightly, more would always be better.
+    """
+    exact = scores.double()
+    highest = math.log(_APART / (exact.amax(dim=1) - exact.amin(dim=1)).amax().clamp(min=1e-9).item())
+
+    def unlikely(power: float) -> float:
+        return functional.cross_entropy(math.exp(power) * exact, labels).item()
 
     return float(math.exp(minimize_scalar(unlikely, bounds=(highest - _SCALES, highest), method="bounded").x))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from vmmr.incremental.banks import BankedNetwork
 from vmmr.incremental.gallery import Gallery
+from vmmr.incremental.routing import Calibration, class_log_likelihoods
 from vmmr.levels import Levels
 from vmmr.models.backbone import Backbone
 from vmmr.models.heads.hierarchy import join_levels, log_marginal, split_levels
 
-__all__ = ["Answering", "GalleryNetwork", "TaskNetwork", "routed_logits"]
+__all__ = ["Answering", "Discriminants", "GalleryNetwork", "TaskNetwork", "routed_logits"]
 
 
 class Answering(Protocol):
@@ -122,18 +123,39 @@ def routed_logits(
     return torch.cat(found, dim=1)
 
 
+class Discriminants(NamedTuple):
+    """weight [C, D] and bias [C]: log-likelihoods of all classes, but for what they share, of features of length 1."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 class TaskNetwork(nn.Module):
     """Banks and heads of all tasks in one pass over the shared convolutions, routed. scale, offset: float [T], see
-    `routed_logits`. Pooled features are those of the first bank, as the network before gave them."""
+    `routed_logits`. Pooled features are those of the first bank, as the network before gave them.
+
+    discriminants: a second opinion on all classes, of the pooled features. With it the likeliest class of the product
+    of both answers (`vmmr.incremental.routing.class_log_likelihoods`), instead of that of the least "unknown" head.
+    """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, banked: BankedNetwork, scale: Tensor, offset: Tensor) -> None:
+    def __init__(
+        self, banked: BankedNetwork, scale: Tensor, offset: Tensor, discriminants: Discriminants | None = None
+    ) -> None:
         super().__init__()
         self.banked = banked
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
+        self.register_buffer("weight", discriminants and discriminants.weight)
+        self.register_buffer("bias", discriminants and discriminants.bias)
+
+    @property
+    def discriminants(self) -> Discriminants | None:
+        """As they were given."""
+        weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
+        return None if weight is None else Discriminants(weight, bias)
 
     @property
     def backbone(self) -> Backbone:
@@ -147,8 +169,15 @@ class TaskNetwork(nn.Module):
 
     def answer_of(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The logits of all classes, [B, C]."""
-        banked = self.banked
-        return routed_logits(outputs["heads"], banked.classes, banked.widths, self.scale, self.offset)
+        return self.scores(outputs["heads"], outputs["pooled"])
+
+    def scores(self, heads: Tensor, pooled: Tensor) -> Tensor:
+        """The same of heads [B, sum of widths] side by side and pooled features [B, D]."""
+        shape, discriminants = (self.banked.classes, self.banked.widths), self.discriminants
+        if discriminants is None:
+            return routed_logits(heads, *shape, self.scale, self.offset)
+        told = class_log_likelihoods(heads, *shape, calibration=Calibration(self.scale, self.offset))
+        return told + functional.linear(functional.normalize(pooled, dim=1), *discriminants)
 
     def answer(self, x: Tensor) -> Tensor:
         """The same of images."""

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional
 
 from vmmr.errors import DataError
 
@@ -72,10 +73,7 @@ def unknown_by_head(
     >>> unknown_by_head(torch.tensor([[0.0, 0.0, 5.0, 5.0]]), classes=(1, 1), widths=(2, 2))
     tensor([[0.5000, 0.5000]])
     """
-    odds = _unknown_logits(logits, classes, widths)
-    if calibration is not None:
-        odds = odds * calibration.scale + calibration.offset
-    u = odds.sigmoid()
+    u = _unknown_logits(logits, classes, widths, calibration).sigmoid()
     if widths[0] == classes[0]:
         u = torch.cat([1 - u[:, 1:].prod(dim=1, keepdim=True), u[:, 1:]], dim=1)
     return u
@@ -114,7 +112,10 @@ def class_log_likelihoods(
     >>> class_log_likelihoods(torch.tensor([[0.0, 0.0, 5.0, 5.0]]), classes=(1, 1), widths=(2, 2)).exp()
     tensor([[0.5000, 0.5000]])
     """
-    known = (1 - unknown_by_head(logits, classes, widths, calibration)).clamp(min=torch.finfo(logits.dtype).tiny).log()
+    odds = _unknown_logits(logits, classes, widths, calibration)
+    known = functional.logsigmoid(-odds)
+    if widths[0] == classes[0]:  # 1 - u_0 is the product of the others' u
+        known = torch.cat([functional.logsigmoid(odds[:, 1:]).sum(dim=1, keepdim=True), known[:, 1:]], dim=1)
     blocks = torch.split(logits, [*widths], dim=1)
     inside = [block[:, :count].log_softmax(dim=1) for block, count in zip(blocks, classes, strict=True)]
     return torch.cat([part + known[:, task : task + 1] for task, part in enumerate(inside)], dim=1)
@@ -173,11 +174,14 @@ def _inside(logits: Tensor, classes: Sequence[int], widths: Sequence[int]) -> tu
     return torch.stack([pair.values for pair in pairs], dim=1), torch.stack(labels, dim=1)
 
 
-def _unknown_logits(logits: Tensor, classes: Sequence[int], widths: Sequence[int]) -> Tensor:
+def _unknown_logits(
+    logits: Tensor, classes: Sequence[int], widths: Sequence[int], calibration: Calibration | None = None
+) -> Tensor:
     """logit u [B, T]: the unknown output less the log-sum-exp of the classes; 0 where there is no such output."""
     blocks = torch.split(logits, [*widths], dim=1)
     found = [
         block[:, count] - block[:, :count].logsumexp(dim=1) if width > count else torch.zeros_like(block[:, 0])
         for block, count, width in zip(blocks, classes, widths, strict=True)
     ]
-    return torch.stack(found, dim=1)
+    odds = torch.stack(found, dim=1)
+    return odds if calibration is None else odds * calibration.scale + calibration.offset
