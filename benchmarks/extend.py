@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds, old answers and new classes of an extended bundle.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="manifest or folder; rendered without")
-    parser.add_argument("--bundle", type=Path, help="of the known classes, with a knn detector")
+    parser.add_argument("--bundle", type=Path, help="of the known classes, with a bank of neighbours")
     parser.add_argument("--protocol", type=Path, help="which classes are known")
     parser.add_argument("--new", type=int, default=None, help="new classes; 20, or 6 of rendered ones")
     parser.add_argument("--images", type=int, default=20, help="of each new class")

@@ -84,7 +84,7 @@ def _rendered(args: argparse.Namespace, seed: int, home: Path) -> tuple[Manifest
         known = apply_protocol(manifest, protocol).known
         carve_validation(known, 0.15, seed).write(home / "known.parquet")
         config = recipe("plain_noise").with_(backbone="test_resnet", size=64, epochs=args.epochs, seed=seed)
-        config = config.with_(lr=args.lr, trunk_lr=args.lr, near_duplicates=False, unknown="knn")
+        config = config.with_(lr=args.lr, trunk_lr=args.lr, near_duplicates=False, unknown="knn_pca")
         train(config, home / "known.parquet", home / "run", resume=True, test=False)
     return manifest, protocol, home / "run" / "bundle"
 
@@ -202,7 +202,7 @@ def main() -> None:
     """Run what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder or manifest with test images")
-    parser.add_argument("--bundle", type=Path, help="of the known classes of --protocol, with unknown knn")
+    parser.add_argument("--bundle", type=Path, help="of the known classes of --protocol, with a bank of neighbours")
     parser.add_argument("--protocol", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/triage"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

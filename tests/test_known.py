@@ -34,7 +34,7 @@ from vmmr.training.run import train
 from vmmr.training.samples import open_side
 from vmmr.unknown import Fitted, Gate, hidden_scores
 from vmmr.unknown.detector import Detector
-from vmmr.unknown.knn import KNNFitted, knn
+from vmmr.unknown.knn_pca import ReducedKNNFitted, knn_pca
 from vmmr.unknown.quality import contrast, detail
 
 RANDOM = np.random.default_rng(5)
@@ -79,16 +79,17 @@ def test_the_gate_is_that_of_the_validation_images(tiny_known: Path, tiny_table:
     bank = rows["train"][1] / rows["train"][1].norm(dim=1, keepdim=True)
     assert len(bank) == 27
     fitted = bundle.detector.fitted
-    assert isinstance(fitted, KNNFitted)
+    assert isinstance(fitted, ReducedKNNFitted)
     nearest = (fitted.bank @ bank.T).amax(dim=1)
     torch.testing.assert_close(nearest, torch.ones(27))  # the same images, in an order of its own
     image, features, logits, labels = rows["val"]
     direction = features / features.norm(dim=1, keepdim=True)
-    tenth = (direction @ bank.T).sort(dim=1, descending=True).values[:, 9]
-    scores = (2 - 2 * tenth).clamp(min=0).sqrt().sort().values
+    inside = bank @ fitted.basis @ fitted.basis.T
+    cosine = (direction @ inside.T / inside.norm(dim=1)).amax(dim=1)
+    scores = (2 - 2 * cosine).clamp(min=0).sqrt().sort().values
     gate = bundle.detector.gate
     assert gate.known == pytest.approx(scores[8].item(), abs=2e-4)  # 0.9 of 9 images: 9 of them
-    hidden = hidden_scores(knn, features, logits, labels, fitted)
+    hidden = hidden_scores(knn_pca, features, logits, labels, fitted)
     assert gate.vehicle == pytest.approx(max(gate.known, hidden.max().item()), abs=2e-4)
     assert gate.dull == pytest.approx(contrast(image).min().item(), abs=1e-5)
     assert (gate.soft, gate.noisy) == pytest.approx((detail(image).min().item(), detail(image).max().item()), abs=1e-4)
@@ -98,13 +99,14 @@ def test_the_gate_is_that_of_the_validation_images(tiny_known: Path, tiny_table:
 def test_every_answer_says_what_its_numbers_say(recognizer: Recognizer, pictures: list[bytes]) -> None:
     detector = recognizer.detector
     assert detector is not None
-    assert isinstance(detector.fitted, KNNFitted)
+    assert isinstance(detector.fitted, ReducedKNNFitted)
     gate, bank, reasons = detector.gate, detector.fitted.bank.numpy(), []
+    inside = bank @ detector.fitted.basis.numpy() @ detector.fitted.basis.numpy().T
+    inside /= np.linalg.norm(inside, axis=1, keepdims=True)
     for picture in pictures:
         answer, pixels = recognizer(picture), recognizer.read(picture)[None]
         features = recognizer.runtime(pixels)["features"][0]
-        tenth = np.sort(bank @ (features / np.linalg.norm(features)))[-10]
-        score = np.sqrt(max(2 - 2 * tenth, 0))
+        score = np.linalg.norm(inside - features / np.linalg.norm(features), axis=1).min()
         grey = pixels[0].mean(axis=-1) / 255
         inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
         light, edges = grey.std(), np.log(max(inner.std(), 1e-4) / max(grey.std(), 1e-4))
@@ -282,7 +284,7 @@ def test_calibrate_needs_validation_images_and_leaves_test_images_alone(
 
 
 def test_training_ends_with_it(tiny_cars: Path, tmp_path: Path) -> None:
-    assert recipe("robust").unknown == "knn"
+    assert recipe("robust").unknown == "knn_pca"
     settings = {"backbone": "test_resnet", "size": 32, "crop": 1.0, "batch_size": 8, "near_duplicates": False}
     config = recipe("plain").with_(**settings, epochs=1, levels=["make", "class"], unknown="knn", val_fraction=0.2)
     train(config, tiny_cars, tmp_path / "run", progress=False, test=False)

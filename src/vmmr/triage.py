@@ -157,12 +157,12 @@ class _Known(NamedTuple):
 def _known(recognizer: Recognizer) -> _Known:
     detector = recognizer.detector
     if detector is None:
-        raise ConfigError("this bundle cannot tell unknown vehicles", do="vmmr calibrate it, with --unknown knn")
+        raise ConfigError("this bundle cannot tell unknown vehicles", do="vmmr calibrate it, with --unknown knn_pca")
     if not isinstance(detector.fitted, KNNFitted):
         raise ConfigError(
             "groups are compared with images of known classes, and this bundle keeps none",
             got=f"unknown {detector.score}",
-            do="vmmr calibrate it, with --unknown knn",
+            do="vmmr calibrate it, with --unknown knn_pca",
         )
     bank = directions(detector.fitted.bank.numpy())
     there, labels = np.unique(detector.fitted.label.numpy(), return_inverse=True)

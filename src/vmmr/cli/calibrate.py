@@ -23,7 +23,7 @@ def add_calibrate(verbs: Any) -> None:
     calibrate.add_argument("bundle", type=str, help="bundle folder, written anew")
     calibrate.add_argument("--data", required=True, type=str, help="manifest it was trained on, with a split val")
     scores = [name for name in get_args(UnknownScore) if name != "none"]
-    calibrate.add_argument("--unknown", default="knn", choices=scores, help="the score, see docs/unknown.md")
+    calibrate.add_argument("--unknown", default="knn_pca", choices=scores, help="the score, see docs/unknown.md")
     calibrate.add_argument("--accept", default=0.95, type=float, help="share of validation images that are known")
     calibrate.add_argument("--shortest", default=0, type=int, help="pixels of the shorter side below which: too_small")
     verbs.add_subcommand("calibrate", calibrate, help="let a bundle tell unknown vehicles")

@@ -186,7 +186,7 @@ def with_unknown(
     validation: Side,
     preprocess: Preprocess,
     *,
-    score: str = "knn",
+    score: str = "knn_pca",
     accept: float = 0.95,
     shortest: int = 0,
     device: torch.device | str = "cpu",

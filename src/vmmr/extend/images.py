@@ -168,7 +168,7 @@ def old_images(bundle: Bundle, network: Network, old: Manifest | None, *, progre
         raise ConfigError(
             "new classes are told from old ones by features of old images, and there are none",
             got="no bank of neighbours in the bundle, and no old data",
-            do="pass --data, the manifest it was trained on, or first `vmmr calibrate` the bundle with --unknown knn",
+            do="pass --data, the manifest it was trained on, or first `vmmr calibrate` it with --unknown knn_pca",
         )
     return OldImages(*bank, held)
 

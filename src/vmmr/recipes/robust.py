@@ -13,4 +13,4 @@ __all__ = ["robust"]
 
 def robust() -> TrainConfig:
     """`plain_noise` on standardised images: light, haze and contrast do not reach the network."""
-    return plain_noise().with_(statistics="image", unknown="knn")
+    return plain_noise().with_(statistics="image", unknown="knn_pca")
