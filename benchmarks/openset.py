@@ -20,6 +20,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,6 +160,8 @@ def _bundle(args: argparse.Namespace, seed: int, known: Manifest, home: Path) ->
     )
     if args.backbone == "mobilenetv2_100":
         config = config.with_(backbone_options={"pad_type": "same"})
+    if args.smoothing is not None:
+        config = config.with_(smoothing=args.smoothing)
     if args.weights is not None:
         config = config.with_(weights=str(args.weights))
     else:
@@ -236,6 +239,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "seed": seed,
         "recipe": args.recipe if args.bundle is None else None,
+        "smoothing": args.smoothing,
         "backbone": bundle.spec.backbone,
         "size": bundle.preprocess.height,
         "splits": split_hash(sets.known),
@@ -287,23 +291,27 @@ def _reasons(gate: Gate, scores: Tensor, seen: Seen) -> dict[str, float]:
     return {str(reason): count / len(scores) for reason, count in sorted(found.items())}
 
 
-def tables(records: list[dict[str, Any]]) -> str:
-    """Markdown, in percent: every score on the open sets; what noise makes unknown; reasons; shrunk pictures."""
-
-    def cell(value: Callable[[dict[str, Any]], float]) -> str:
-        return with_spread([100 * value(record) for record in records])
-
+def clean_table(records: list[dict[str, Any]]) -> str:
+    """Markdown, in percent: every score on the open sets, clean pictures."""
     first = records[0]
     sets = [part for part in SETS if part in first["images"]]
     heads = [f"{part} {measure}" for part in sets for measure in ("AUROC", "FPR95", "OSCR")]
     parts = [_row(["score", "hidden AUROC", *heads]), _row(["---"] * (2 + len(heads)))]
     for score in first["clean"]:
         cells = [
-            cell(lambda r, s=score, p=part, m=measure: r["clean"][s][p][m])  # type: ignore[misc]
+            _cell(records, lambda r, s=score, p=part, m=measure: r["clean"][s][p][m])  # type: ignore[misc]
             for part in sets
             for measure in ("auroc", "fpr95", "oscr")
         ]
-        parts.append(_row([score, cell(lambda r, s=score: r["hidden"][s]), *cells]))  # type: ignore[misc]
+        parts.append(_row([score, _cell(records, lambda r, s=score: r["hidden"][s]), *cells]))  # type: ignore[misc]
+    return "\n".join(parts)
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Markdown, in percent: every score on the open sets; what noise makes unknown; reasons; shrunk pictures."""
+    cell = partial(_cell, records)
+    first, parts = records[0], [clean_table(records)]
+    sets = [part for part in SETS if part in first["images"]]
     names = list(first["noise"])
     parts += ["", "Known images taken for unknown, at the threshold that accepts 95 % of validation images:", ""]
     parts += [_row(["score", *names]), _row(["---"] * (1 + len(names)))]
@@ -328,6 +336,10 @@ def tables(records: list[dict[str, Any]]) -> str:
         cells = [cell(lambda r, s=side, k=key: r["sides"][s][k]) for key in ("top1", "taken_for_unknown")]  # type: ignore[misc]
         parts.append(_row([f"{side} px", *cells]))
     return "\n".join(parts)
+
+
+def _cell(records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> str:
+    return with_spread([100 * value(record) for record in records])
 
 
 def _row(cells: list[str]) -> str:
@@ -365,11 +377,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=48)
+    parser.add_argument("--smoothing", type=float, help="of labels; that of the recipe without")
     parser.add_argument("--lr", type=float, default=1.6e-2, help="where there are no weights to start from")
     parser.add_argument("--per-class", type=int, default=60, help="rendered training images of a class")
     parser.add_argument("--bundle", type=Path, help="a bundle of the known classes of --protocol, instead of training")
     parser.add_argument("--protocol", type=Path)
-    parser.add_argument("--gate", default="knn", choices=SCORES, help="the score that decides")
+    parser.add_argument("--gate", default="knn_pca", choices=SCORES, help="the score that decides")
     parser.add_argument("--conditions", nargs="*", default=CONDITIONS)
     args = parser.parse_args()
     if (args.bundle is None) != (args.protocol is None):

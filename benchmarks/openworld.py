@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--score", default="knn", choices=SCORES, help="the recommended one")
+    parser.add_argument("--score", default="knn_pca", choices=SCORES, help="the recommended one")
     parser.add_argument("--bank", type=int, default=BANK, help="images that a bank keeps")
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--classes", type=int, default=20, help="of a task")

@@ -118,6 +118,7 @@ def tables() -> dict[str, str]:
         "recipes on a quarter of the labels": recipes.table(_read("recipes_quarter.json")["records"], "test"),
         "recipes on real cars": recipes.table(_read("recipes_real.json")["records"], "test"),
         "open sets on real cars": openset.tables(_read("openset.json")["records"]),
+        "open sets without label smoothing": openset.clean_table(_read("openset_hard_labels.json")["records"]),
         "new cars": incremental.tables(new_cars, new_cars[0]["times"]),
         "capture domains": domains.table(_read("domains.json")["records"]),
         "extended": extend.table(_read("extend.json")),
