@@ -111,7 +111,7 @@ from vmmr.models import Backbone
 backbone = Backbone("test_resnet", 3)
 images, labels = torch.rand(12, 3, 32, 32) * 2 - 1, torch.arange(12) % 3
 new_images, new_labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8) % 2 + 3
-image = images[:2]
+image, second_opinion = images[:2], torch.zeros(2, 5)
 dark_images, dark_labels = images * 0.2, labels
 """,
     "training.md": """

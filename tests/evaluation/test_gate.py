@@ -30,11 +30,15 @@ from vmmr.unknown.detector import Detector
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_known: Path) -> Bundle:
-    """One whose gate lets about half of the known images pass."""
+def bundle(tiny_known: Path, tiny_cars: Path) -> Bundle:
+    """One whose gate lets half of the known images pass."""
     found = read_bundle(tiny_known)
     assert found.detector is not None
-    return replace(found, detector=replace(found.detector, gate=replace(found.detector.gate, known=0.76, shortest=0)))
+    recognizer = Recognizer(found)
+    pixels = [recognizer.read(path) for path in Manifest.load(tiny_cars).split("test").path_list()]
+    scores = np.sort(recognizer.outputs(np.stack(pixels))["signs"][:, 0])
+    gate = replace(found.detector.gate, known=float(scores[5:7].mean()), shortest=0)
+    return replace(found, detector=replace(found.detector, gate=gate))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def test_known_images_are_judged_as_the_recognizer_judges_them(
         reasons = Counter(str(bundle.detector.reason(row, sure=True)) for row in signs.tolist())
         found = judged["conditions"][name]["unknown"]
         assert found["reasons"] == {reason: count / 12 for reason, count in reasons.items()}
-        assert found["taken_for_unknown"] == pytest.approx(np.mean(signs[:, 0].numpy() > 0.76))
+        assert found["taken_for_unknown"] == pytest.approx(np.mean(signs[:, 0].numpy() > bundle.detector.gate.known))
         assert sum(found["reasons"].values()) == pytest.approx(1)
         if name == "clean":
             assert reasons == Counter(answer.reason for answer in recognizer(paths))
@@ -98,7 +102,7 @@ def test_where_no_level_is_sure_nothing_known_is_ok() -> None:
 def test_the_card_says_how_the_gate_was_set(tiny_known: Path, bundle: Bundle) -> None:
     card = read_bundle(tiny_known).card
     start = card.index("## Unknown vehicles")
-    assert "Told by knn: known up to 0." in card[start:]
+    assert "Told by knn_pca: known up to 0." in card[start:]
     assert "which 100.0 % of 9 validation images are" in card[start:]  # 0.9 of 9 images: 9 of them
     assert "Nothing is said below 20 pixels." in card[start:]
     assert replace_part(card, "unknown", "x") != card
