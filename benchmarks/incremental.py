@@ -95,8 +95,7 @@ def _parameters(*parts: torch.nn.Module | None, alike: bool = False) -> int:
 
 def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Memory, seed: int) -> dict[str, Any]:
     """Banks of all BatchNorms, or of those behind the stem, or no bank that learns: by "unknown", by max-softmax,
-    calibrated on memory; and the
-    last as one of two experts, the other being discriminants, see `_base_discriminants`."""
+    calibrated on memory; and calibrated heads as one of two experts, `_base_discriminants` being the other."""
     late, alone, keep = method not in ("banks", "kept banks"), method == "heads alone", method.startswith("kept")
     view = stream.maps if late else stream.pixels
     network = BankedNetwork(stream.rest if late else stream.whole)
@@ -133,8 +132,8 @@ def run_banks(stream: Stream, args: argparse.Namespace, method: str, memory: Mem
             route_by_max_softmax(logits, *shape),
             route(logits, *shape, calibration=calibration),
         ]
-        for stages, routed in zip(rules.values(), found, strict=False):
-            stages.append(_stage(routed))
+        for name, routed in zip(names[:3], found, strict=True):
+            rules[name].append(_stage(routed))
         both = class_log_likelihoods(logits, *shape, calibration=calibration) + _base_discriminants(kept, stream, task)
         rules[names[-1]].append(_answered(both, 1 - both.softmax(dim=1).amax(dim=1), stream))
         own = torch.from_numpy(tasks_of(truth, stream.classes)).clamp(max=task)
