@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+import threading
+import time
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -9,6 +14,7 @@ import numpy as np
 import pytest
 
 from vmmr.cli import main
+from vmmr.data.pixels import cores
 from vmmr.errors import ConfigError
 from vmmr.export.artifact import Artifact
 from vmmr.export.bench import bench, tried
@@ -154,3 +160,33 @@ def test_a_record_that_makes_no_sense_counts_as_none(artifact: Artifact, kept: P
     assert remembered(artifact) is None
     place.unlink()
     assert remembered(artifact) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux" or cores() < 2, reason="threads have no affinities here, or no choice")
+@pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2)])
+def test_openvino_is_not_tied_to_the_first_cores(artifact: Artifact, threads: int, streams: int) -> None:
+    """A second process of one thread would be tied to the same core, and both would have half of it."""
+    runtime = artifact.runtime("openvino", threads=threads, streams=streams, batch=2)
+    pixels = np.zeros((8 * streams, *runtime.size, 3), np.uint8)
+    asked, done = 0, threading.Event()
+
+    def ask() -> None:
+        nonlocal asked
+        while not done.is_set():
+            runtime(pixels)
+            asked += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        seen = set()
+        for _ in range(200):
+            for task in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                    seen.add(frozenset(os.sched_getaffinity(int(task.name))))
+            time.sleep(0.001)
+    finally:
+        done.set()
+        asking.join()
+    assert asked
+    assert seen == {frozenset(os.sched_getaffinity(0))}

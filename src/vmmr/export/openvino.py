@@ -105,6 +105,7 @@ class OpenvinoRuntime:
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # every process would count from the first core, and share it with the others
         }
         self.size, self.precision, self._batch, self._streams = size, precision, batch or 2 * threads, streams
         core = openvino.Core()
