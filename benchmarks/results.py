@@ -1,9 +1,9 @@
 """Rewrite the tables of docs/results.md from the records in docs/results/: `python benchmarks/results.py [--check]`.
 
-A record is what a run wrote: results.json of recipes.py, fast_and_published.py, openset.py, incremental.py and
-domains.py, extend.json of extend.py, the --json of training_step.py, evaluate.py, inference.py and serving.py,
-demo.json of `vmmr demo`, and study.json of `vmmr study`, which `--study FILE NAME` puts there as NAME.json without the
-courses of its gradients. --check writes nothing and fails where the page and the records disagree.
+A record is what a run wrote: results.json of recipes.py, fast_and_published.py, openset.py, incremental.py, domains.py,
+extend.py and triage.py, the --json of training_step.py, evaluate.py, inference.py and serving.py, demo.json of `vmmr
+demo`, and study.json of `vmmr study`, which `--study FILE NAME` puts there as NAME.json without the courses of its
+gradients. --check writes nothing and fails where the page and the records disagree.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import openset
 import recipes
 import serving
 import training_step
+import triage
 from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.markdown import replace_part
 from vmmr.evaluation.seeds import with_spread
@@ -121,7 +122,8 @@ def tables() -> dict[str, str]:
         "open sets without label smoothing": openset.clean_table(_read("openset_hard_labels.json")["records"]),
         "new cars": incremental.tables(new_cars, new_cars[0]["times"]),
         "capture domains": domains.table(_read("domains.json")["records"]),
-        "extended": extend.table(_read("extend.json")),
+        "extended": extend.tables(_read("extend.json")["records"]),
+        "triage": triage.tables(_read("triage.json")["records"]),
         "precision": precision_table(_read("precision.json")),
         "demo": demo_table([_read(path.name) for path in sorted(RECORDS.glob("demo-*.json"))]),
     }
