@@ -122,6 +122,7 @@ def tables() -> dict[str, str]:
         "open sets without label smoothing": openset.clean_table(_read("openset_hard_labels.json")["records"]),
         "new cars": incremental.tables(new_cars, new_cars[0]["times"]),
         "capture domains": domains.table(_read("domains.json")["records"]),
+        "capture domains of real cars": domains.table(_read("domains_real.json")["records"]),
         "extended": extend.tables(_read("extend.json")["records"]),
         "triage": triage.tables(_read("triage.json")["records"]),
         "precision": precision_table(_read("precision.json")),
