@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vmmr.data.pixels import cores
 from vmmr.errors import BundleError, ConfigError
 from vmmr.export.bundle import Bundle
 from vmmr.export.runtime import Outputs, PixelNetwork, check_pixels, in_parts
@@ -141,7 +142,7 @@ class OnnxRuntime:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or cores()  # by itself it would tie each to a core
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # who decodes needs the cores
         options.add_session_config_entry("session.load_model_format", "ONNX")  # never guessed
         try:
