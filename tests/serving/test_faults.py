@@ -57,9 +57,14 @@ def under_load(server: Server, fault: Callable[[], None], seconds: float = 4.0) 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV])
 def test_a_worker_that_is_lost_under_load_is_replaced(start: Start, number: int) -> None:
-    server = start(worker={"ms": 5})
+    server = start(worker={"ms": 200})
     first = server.worker.pid
-    said = under_load(server, lambda: os.kill(first, number), seconds=5 if number == signal.SIGSTOP else 3)
+
+    def lose_it_at_work() -> None:
+        server.wait_for("vmmr_pass_pictures_count", server.metric("vmmr_pass_pictures_count") + 1)
+        os.kill(first, number)
+
+    said = under_load(server, lose_it_at_work, seconds=6 if number == signal.SIGSTOP else 4)
     assert set(said) <= {"answered", *REFUSED}
     assert said["answered"] > 20
     assert said["worker_lost"] > 0
