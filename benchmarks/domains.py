@@ -32,6 +32,7 @@ from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import Bundle, Network, read_bundle, write_bundle
 from vmmr.extend.domain import extend_domain
+from vmmr.files import write_json
 from vmmr.incremental.domains import domain_banks, signatures
 from vmmr.models import Backbone
 from vmmr.noise.benchmark import corrupt
@@ -134,7 +135,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         print(
             seed, condition, json.dumps({way: (one["clean"], one["domain"]) for way, one in ways.items()}), flush=True
         )
-    (home / "record.json").write_text(json.dumps(record, indent=1))
+    write_json(home / "record.json", record)
     return record
 
 

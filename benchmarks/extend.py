@@ -30,12 +30,13 @@ from vmmr.data.openset import OpenSetProtocol, draw_protocol
 from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import carve_validation
 from vmmr.errors import ConfigError
+from vmmr.evaluation.markdown import table
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import Bundle, write_bundle
 from vmmr.extend.gallery import extend_gallery
 from vmmr.extend.merge import merge_tasks
 from vmmr.extend.task import TaskSettings, extend_task
-from vmmr.files import whole_file
+from vmmr.files import write_json
 from vmmr.recipes import recipe
 from vmmr.taxonomy import VehicleClass
 from vmmr.training.run import train
@@ -109,7 +110,7 @@ def _extended(
 ) -> Bundle:
     """The bundle that one way makes. The two tasks of the last are those of the last but one."""
     home = args.out / f"seed-{seed}"
-    settings = TaskSettings(discriminants=way == "task, discriminants", seed=seed)
+    settings = TaskSettings(memory=args.memory, discriminants=way == "task, discriminants", seed=seed)
     given: dict[str, Any] = {"bound": args.bound, "force": True, "progress": True}
     if way.startswith("gallery"):
         return extend_gallery(source, new, old=known if way == "gallery" else None, **given).bundle
@@ -119,6 +120,8 @@ def _extended(
     kept = carve_validation(new, 0.2, seed)
     halves = [kept.select(np.isin(new.labels, part)) for part in np.array_split(used, 2)]
     if way == "two tasks, merged":
+        if not (home / "two tasks").exists():
+            raise ConfigError("there are no two tasks to merge", got=home, do="name the way 'two tasks' before it")
         return merge_tasks(home / "two tasks", _joined(manifest, known, *halves), settings=settings, force=True)
     first = extend_task(source, halves[0].split("train"), old=known, settings=settings, **given)
     write_bundle(home / "first task", first.bundle)
@@ -135,7 +138,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     missing = [way for way, record in records.items() if not record.exists()]
     if missing or not about.exists():
         for way, document in _run(args, seed, home, about, missing):
-            _write(records[way], document)
+            write_json(records[way], document)
     ways = {way: json.loads(record.read_text(encoding="utf-8")) for way, record in records.items()}
     return {**json.loads(about.read_text(encoding="utf-8")), "ways": ways}
 
@@ -171,7 +174,7 @@ def _run(
         "classes": {"old": len(recognizer.taxonomy), "new": args.new, "unknown": len(held) - args.new},
         "new": sorted(VehicleClass(*key).name for key in fresh),
     }
-    _write(about, described)
+    write_json(about, described)
     before = {name: _answers(recognizer, rows) for name, rows in shown.items()}
     for way in ways:
         started, busy = time.perf_counter(), time.process_time()
@@ -183,17 +186,12 @@ def _run(
         yield way, {**seconds, "told": told, "test": judged(before, vmmr.load(out), shown)}
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(document, indent=1).encode())
-
-
 def tables(records: list[dict[str, Any]]) -> str:
     """Markdown, in percent: what it costs the old classes and brings the new ones; what is said to be unknown."""
     heads = ["draws", "seconds", "promised", "old changed", "old top-1", "after", "new top-1", "on the card"]
-    first = [_row(["", *heads]), _row(["---"] * (1 + len(heads)))]
     parts = ("old", "new", "unknown")
-    second = [_row(["said to be unknown", *parts]), _row(["---"] * (1 + len(parts)))]
+    first: list[list[str]] = []
+    second: list[list[str]] = []
 
     def refused(tests: list[dict[str, Any]], when: str) -> list[str]:
         return [with_spread([100 * test[part][f"unknown_{when}"] for test in tests]) for part in parts]
@@ -203,8 +201,8 @@ def tables(records: list[dict[str, Any]]) -> str:
         if not found:
             continue
         tests = [each["test"] for each in found]
-        if len(second) == 2:
-            second.append(_row(["before", *refused(tests, "before")]))
+        if not second:
+            second.append(["before", *refused(tests, "before")])
         columns = [
             [each["processor_seconds"] for each in found],
             [100 * each["told"]["bound"]["share"] for each in found if "bound" in each["told"]],
@@ -214,13 +212,9 @@ def tables(records: list[dict[str, Any]]) -> str:
             [100 * test["new"]["top1_after"] for test in tests],
             [100 * each["told"]["new"]["top1"] for each in found if "new" in each["told"]],
         ]
-        first.append(_row([way, str(len(found)), *(with_spread(column) if column else "" for column in columns)]))
-        second.append(_row([way, *refused(tests, "after")]))
-    return "\n".join([*first, "", *second])
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        first.append([way, str(len(found)), *(with_spread(column) if column else "" for column in columns)])
+        second.append([way, *refused(tests, "after")])
+    return f"{table(['', *heads], first)}\n\n{table(['said to be unknown', *parts], second)}"
 
 
 def main() -> None:
@@ -233,6 +227,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=None, help="new classes; 20, or 6 of rendered ones")
     parser.add_argument("--images", type=int, default=20, help="of each new class")
     parser.add_argument("--bound", type=float, default=0.02)
+    parser.add_argument("--memory", type=int, default=TaskSettings.memory, help="old images that tasks learn with")
     parser.add_argument("--epochs", type=int, default=12, help="of the rendered network")
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS, help="merging needs the two tasks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

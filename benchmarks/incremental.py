@@ -40,8 +40,9 @@ from incremental_stream import Kept, Stream, open_stream
 from openset import all_seeds
 from vmmr.evaluation.cost import answer_time
 from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
+from vmmr.evaluation.markdown import table
 from vmmr.evaluation.seeds import with_spread
-from vmmr.files import whole_file
+from vmmr.files import write_json
 from vmmr.incremental.banks import BankedNetwork
 from vmmr.incremental.gallery import (
     crossfit,
@@ -318,7 +319,7 @@ def tables(records: list[dict[str, Any]], costs: dict[str, dict[str, Any]]) -> s
     """Markdown, in percent; growth in numbers a task."""
     heads = ["method", "exemplars a class", "final", "average", "forgetting", "lost within", "task", "future AUROC"]
     heads += ["by min unknown", "parameters a task", "seconds"]
-    parts = [_row(heads), _row(["---"] * len(heads))]
+    rows = []
     names = ("final", "average", "forgetting", "lost_within", "task", "auroc", "auroc_unknown")
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -331,22 +332,20 @@ def tables(records: list[dict[str, Any]], costs: dict[str, dict[str, Any]]) -> s
     for key, found in grouped.items():
         cells = [with_spread([100 * f[name] for f in found]) if name in found[0] else "" for name in names]
         growth = f"{np.mean([f['growth'] for f in found]):,.0f}" if "growth" in found[0] else ""
-        parts.append(_row([*key, *cells, growth, f"{np.mean(seconds[key]):.0f}"]))
+        rows.append([*key, *cells, growth, f"{np.mean(seconds[key]):.0f}"])
+    parts = [table(heads, rows)]
     runs = [run for record in records for run in record["runs"] if "told_task" in run]
     told = {(run["method"], run["budget"]): [] for run in runs}  # type: ignore[var-annotated]
     for run in runs:
         told[run["method"], run["budget"]].append(100 * run["told_task"][-1])
     parts += ["", *(f"{m}, {b} a class, told the task: {with_spread(v)}" for (m, b), v in told.items())]
     counts = list(next(iter(costs.values())))
-    parts += ["", _row(["images a second", *(f"{n} tasks" for n in counts)]), _row(["---"] * (1 + len(counts)))]
+    rows = []
     for name, by_count in costs.items():
-        parts.append(_row([f"{name}, one at a time", *(f"{1000 / by_count[n]['latency_ms']:.0f}" for n in counts)]))
-        parts.append(_row([f"{name}, 16 at once", *(f"{by_count[n]['images_per_s']:.0f}" for n in counts)]))
+        rows.append([f"{name}, one at a time", *(f"{1000 / by_count[n]['latency_ms']:.0f}" for n in counts)])
+        rows.append([f"{name}, 16 at once", *(f"{by_count[n]['images_per_s']:.0f}" for n in counts)])
+    parts += ["", table(["images a second", *(f"{n} tasks" for n in counts)], rows)]
     return "\n".join(parts)
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -360,21 +359,16 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     stream = None
     if not about.exists() or not costs.exists() or not all(file.exists() for file in files.values()):
         stream, described = open_stream(args, seed, home)
-        _write(about, described)
+        write_json(about, described)
     if stream is not None and not costs.exists():
-        _write(costs, times(stream, json.loads(about.read_text())["size"]))
+        write_json(costs, times(stream, json.loads(about.read_text())["size"]))
     for (method, budget), file in files.items():
         if stream is not None and not file.exists():
             started = time.process_time()
             found = RUN[method](stream, args, method, Memory(budget * sum(stream.classes)), seed)
-            _write(file, {"method": method, "budget": budget, "seconds": time.process_time() - started, **found})
+            write_json(file, {"method": method, "budget": budget, "seconds": time.process_time() - started, **found})
     runs = [json.loads(file.read_text()) for file in files.values()]
     return {**json.loads(about.read_text()), "times": json.loads(costs.read_text()), "runs": runs}
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(document, indent=1).encode())
 
 
 def main() -> None:

@@ -38,11 +38,12 @@ from vmmr.data.rendered import World, write_dataset
 from vmmr.data.splits import carve_validation, drop_test_duplicates, split_hash
 from vmmr.errors import ConfigError
 from vmmr.evaluation.classify import predict_logits
+from vmmr.evaluation.markdown import table
 from vmmr.evaluation.openset import auroc, choose_mask, openset_scores, oscr, taken_for_unknown
 from vmmr.evaluation.robustness import Degrade, condition
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import Bundle, read_bundle
-from vmmr.files import whole_file
+from vmmr.files import write_json
 from vmmr.models import Backbone
 from vmmr.recipes import recipe
 from vmmr.training.run import train
@@ -274,7 +275,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             "top1": float((test.logits.argmax(dim=1).numpy() == labels).mean()),
             "taken_for_unknown": taken_for_unknown(judges[args.gate](test).numpy(), gate.known),
         }
-    record.write_text(json.dumps(result, indent=1))
+    write_json(record, result)
     return result
 
 
@@ -296,15 +297,15 @@ def clean_table(records: list[dict[str, Any]]) -> str:
     first = records[0]
     sets = [part for part in SETS if part in first["images"]]
     heads = [f"{part} {measure}" for part in sets for measure in ("AUROC", "FPR95", "OSCR")]
-    parts = [_row(["score", "hidden AUROC", *heads]), _row(["---"] * (2 + len(heads)))]
+    rows = []
     for score in first["clean"]:
         cells = [
             _cell(records, lambda r, s=score, p=part, m=measure: r["clean"][s][p][m])  # type: ignore[misc]
             for part in sets
             for measure in ("auroc", "fpr95", "oscr")
         ]
-        parts.append(_row([score, _cell(records, lambda r, s=score: r["hidden"][s]), *cells]))  # type: ignore[misc]
-    return "\n".join(parts)
+        rows.append([score, _cell(records, lambda r, s=score: r["hidden"][s]), *cells])  # type: ignore[misc]
+    return table(["score", "hidden AUROC", *heads], rows)
 
 
 def tables(records: list[dict[str, Any]]) -> str:
@@ -314,36 +315,34 @@ def tables(records: list[dict[str, Any]]) -> str:
     sets = [part for part in SETS if part in first["images"]]
     names = list(first["noise"])
     parts += ["", "Known images taken for unknown, at the threshold that accepts 95 % of validation images:", ""]
-    parts += [_row(["score", *names]), _row(["---"] * (1 + len(names)))]
-    parts.append(_row(["(top-1)", *[cell(lambda r, n=n: r["noise"][n]["top1"]) for n in names]]))  # type: ignore[misc]
+    rows = [["(top-1)", *[cell(lambda r, n=n: r["noise"][n]["top1"]) for n in names]]]  # type: ignore[misc]
     for score in first["clean"]:
         cells = [
             cell(lambda r, n=n, s=score: r["noise"][n]["scores"][s]["taken_for_unknown"])  # type: ignore[misc]
             for n in names
         ]
-        parts.append(_row([score, *cells]))
+        rows.append([score, *cells])
+    parts.append(table(["score", *names], rows))
     reasons = ("ok", "low_quality", "unknown_vehicle", "not_a_vehicle")
-    parts += ["", f"Decisions by {first['gate']['score']}:", "", _row(["images", *reasons]), _row(["---"] * 5)]
+    rows = []
     shown = [(name, part) for name in names for part in ("known", *sets) if name == "clean" or part == "known"]
     for name, part in shown:
         cells = [
             cell(lambda r, n=name, p=part, k=reason: r["reasons"][n][p].get(k, 0.0))  # type: ignore[misc]
             for reason in reasons
         ]
-        parts.append(_row([f"{part}, {name}", *cells]))
-    parts += ["", _row(["shorter side", "top-1", "taken for unknown"]), _row(["---"] * 3)]
+        rows.append([f"{part}, {name}", *cells])
+    parts += ["", f"Decisions by {first['gate']['score']}:", "", table(["images", *reasons], rows)]
+    rows = []
     for side in first["sides"]:
         cells = [cell(lambda r, s=side, k=key: r["sides"][s][k]) for key in ("top1", "taken_for_unknown")]  # type: ignore[misc]
-        parts.append(_row([f"{side} px", *cells]))
+        rows.append([f"{side} px", *cells])
+    parts += ["", table(["shorter side", "top-1", "taken for unknown"], rows)]
     return "\n".join(parts)
 
 
 def _cell(records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> str:
     return with_spread([100 * value(record) for record in records])
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def all_seeds(
@@ -357,8 +356,7 @@ def all_seeds(
     records = []
     for seed in args.seeds:
         records.append(run(args, seed))
-        with whole_file(args.out / "results.json") as file:
-            file.write(json.dumps({"commit": commit, "records": records}, indent=1).encode())
+        write_json(args.out / "results.json", {"commit": commit, "records": records})
     print(printed(records))
 
 

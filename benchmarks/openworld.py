@@ -13,7 +13,6 @@ rows in turn, so that a drifting machine hits all of them alike; tables give med
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -30,10 +29,12 @@ import torch
 from torch import Tensor
 
 from vmmr.data.preprocess import Preprocess
+from vmmr.evaluation.markdown import table
 from vmmr.export.artifact import Artifact
 from vmmr.export.bundle import Bundle
 from vmmr.export.export import export_bundle
 from vmmr.export.runtime import TorchRuntime
+from vmmr.files import write_json
 from vmmr.incremental.banks import BankedNetwork
 from vmmr.models import Backbone
 from vmmr.recognizer import Recognizer
@@ -162,27 +163,27 @@ def scores_table(found: dict[str, Any], score: str) -> str:
     batches = list(found)
     runtimes = list(found[batches[0]]["runtime"])
     heads = [f"batch {b}, {what}" for b in batches for what in ("ms", *(f"% of {r}" for r in runtimes))]
-    lines = [_row(["score", *heads]), _row(["---"] * (1 + len(heads)))]
+    first = []
     for name in (*found[batches[0]]["signs"], "(picture alone)"):
         cells = []
         for b in batches:
             ms = (found[b]["picture"] if name == "(picture alone)" else found[b]["signs"][name])["ms"]
             cells += [f"{ms:.3f}", *(f"{100 * ms / found[b]['runtime'][r]['ms']:.2f}" for r in runtimes)]
-        lines.append(_row([f"**{name}**" if name == score else name, *cells]))
-    lines += ["", _row(["runtime", "batch", "alone, ms", f"with {score}, ms", "more, %", "target"]), _row(["---"] * 6)]
+        first.append([f"**{name}**" if name == score else name, *cells])
+    second = []
     for b in batches:
         for r in runtimes:
             alone, told = found[b]["without"][r]["ms"], found[b]["with"][r]["ms"]
             more = told / alone - 1
             verdict = f"{'within' if more <= TARGET else 'above'} {100 * TARGET:g} %"
-            lines.append(_row([r, b, f"{alone:.2f}", f"{told:.2f}", f"{100 * more:.1f}", verdict]))
-    return "\n".join(lines)
+            second.append([r, b, f"{alone:.2f}", f"{told:.2f}", f"{100 * more:.1f}", verdict])
+    passes = ["runtime", "batch", "alone, ms", f"with {score}, ms", "more, %", "target"]
+    return f"{table(['score', *heads], first)}\n\n{table(passes, second)}"
 
 
 def tasks_table(found: dict[str, Any]) -> str:
     """Markdown: milliseconds an image by the number of tasks, and over those of the plain network."""
-    lines = [_row(["batch", "tasks", "one pass, ms an image", "times plain", "a pass a task", "times plain"])]
-    lines.append(_row(["---"] * 6))
+    lines = []
     for batch, rows in found.items():
         plain = rows["plain"]["ms"]
         for count in (key for key in rows if key != "plain"):
@@ -190,12 +191,8 @@ def tasks_table(found: dict[str, Any]) -> str:
             for way in ("one pass", "a pass a task"):
                 ms = rows[count][way]["ms"]
                 cells += [f"{ms / int(batch):.2f}", f"{ms / plain:.2f}"]
-            lines.append(_row([batch, count, *cells]))
-    return "\n".join(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            lines.append([batch, count, *cells])
+    return table(["batch", "tasks", "one pass, ms an image", "times plain", "a pass a task", "times plain"], lines)
 
 
 def main() -> None:
@@ -229,7 +226,7 @@ def main() -> None:
         print(f"\n{args.backbone} at {args.size} px, {threads} threads: tasks of {args.classes} classes\n")
         print(tasks_table(document["tasks"]))
     if args.json:
-        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, document)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ from vmmr.data.manifest import Manifest
 from vmmr.data.openset import OpenSetProtocol, apply_protocol, draw_protocol
 from vmmr.data.splits import carve_validation
 from vmmr.errors import ConfigError
+from vmmr.evaluation.markdown import table
 from vmmr.evaluation.seeds import with_spread
+from vmmr.files import write_json
 from vmmr.recipes import recipe
 from vmmr.recognizer import Crop, load
 from vmmr.training.run import train
@@ -147,7 +149,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "rows": found,
         "makes": _makes(list(grouped.values()), row_of, part_of, kinds),
     }
-    record.write_text(json.dumps(result, indent=1))
+    write_json(record, result)
     return result
 
 
@@ -176,7 +178,7 @@ def _makes(
 
 def tables(records: list[dict[str, Any]]) -> str:
     """Markdown: what was grouped how well; who got there; makes."""
-    parts = [_row(["", *COLUMNS.values()]), _row(["---"] * (1 + len(COLUMNS)))]
+    first, second = [], []
     for name in records[0]["rows"]:
         cells = []
         for column in COLUMNS:
@@ -185,17 +187,13 @@ def tables(records: list[dict[str, Any]]) -> str:
                 cells.append(with_spread([100 * value for value in values]))
             else:
                 cells.append(with_spread(values))
-        parts.append(_row([name, *cells]))
-    parts += ["", _row(["images of", "images", "reach it, %", "groups", "with a make", "right"]), _row(["---"] * 6)]
+        first.append([name, *cells])
     for part in records[0]["images"]:
         made = [with_spread([r["makes"][part][key] for r in records]) for key in ("groups", "proposed", "right")]
         reach = with_spread([100 * record["strange"][part] for record in records])
-        parts.append(_row([part, with_spread([r["images"][part] for r in records]), reach, *made]))
-    return "\n".join(parts)
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        second.append([part, with_spread([r["images"][part] for r in records]), reach, *made])
+    heads = ["images of", "images", "reach it, %", "groups", "with a make", "right"]
+    return f"{table(['', *COLUMNS.values()], first)}\n\n{table(heads, second)}"
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from vmmr.answer import Answer, Box
 from vmmr.config import RuntimeName
 from vmmr.data.datasets.class_folders import IMAGE_SUFFIXES
 from vmmr.errors import BundleError, ConfigError, DataError, ManifestError
-from vmmr.files import alone_in, whole_file
+from vmmr.files import alone_in, whole_file, write_json
 from vmmr.recognizer import Crop, Picture, Recognizer, load
 
 __all__ = ["ANSWERS", "Summary", "answer_part", "listed", "picture_of", "run_bulk"]
@@ -217,8 +217,7 @@ def _begin(out: Path, job: dict[str, Any]) -> None:
             count += len(some)
         if not count:
             raise DataError("no pictures here", got=job["sources"], do=f"they need {', '.join(IMAGE_SUFFIXES)} files")
-    with whole_file(described) as file:
-        file.write(json.dumps(job, indent=1).encode())
+    write_json(described, job)
 
 
 def _summary(out: Path) -> Summary:

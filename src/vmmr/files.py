@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vmmr.errors import ConfigError
 
-__all__ = ["alone_in", "whole_file"]
+__all__ = ["alone_in", "whole_file", "write_json"]
 
 
 @contextmanager
@@ -33,6 +34,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | Path, document: dict[str, Any]) -> None:
+    """The document as a `whole_file`. Raises ConfigError where none can be written there."""
+    try:
+        with whole_file(Path(path)) as file:
+            file.write(json.dumps(document, indent=1).encode())
+    except OSError as error:
+        raise ConfigError("cannot write the JSON file", got=error, do="name one in a folder with room") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vmmr.cli.files import write_json
+from vmmr.files import write_json
 
 if TYPE_CHECKING:  # slow to import
     from rich.console import Console

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vmmr.cli.files import write_json
 from vmmr.data.datasets import DATASETS
+from vmmr.files import write_json
 
 __all__ = ["add_data", "add_demo", "run_data", "run_demo"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vmmr.cli.files import write_json
 from vmmr.errors import ConfigError
+from vmmr.files import write_json
 
 if TYPE_CHECKING:  # neither is needed to say what the verbs are
     from vmmr.data.manifest import Manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vmmr.evaluation.compare import (
@@ -18,7 +18,7 @@ from vmmr.evaluation.compare import (
     sigma_curves,
 )
 from vmmr.evaluation.conditions import condition_title, families
-from vmmr.evaluation.markdown import with_part
+from vmmr.evaluation.markdown import table, with_part
 
 __all__ = ["comparison_table", "evaluation_part", "with_evaluation"]
 
@@ -27,11 +27,6 @@ def _plain(text: object) -> str:
     """A name as text that Markdown shows as it is, on one line and in one cell."""
     words = html.escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"([\\`*_|\[\]])", r"\\\1", words)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _percent(share: float) -> str:
@@ -55,7 +50,7 @@ def comparison_table(documents: Documents) -> str:
                 f"{b}{_percent(e['value'])}{b} ({between(e['interval'])})" for b, e in zip(bold, entries, strict=True)
             ]
             rows.append([title, *cells])
-    return _table(["top-1 (95 % interval)", *map(_plain, documents)], rows)
+    return table(["top-1 (95 % interval)", *map(_plain, documents)], rows)
 
 
 def _curves(document: Mapping[str, Any]) -> list[str]:
@@ -68,11 +63,11 @@ def _curves(document: Mapping[str, Any]) -> list[str]:
     if found:
         levels = next(iter(found.values())).levels
         rows = [[title, *map(_percent, curve.values)] for title, curve in found.items() if curve.levels == levels]
-        parts.append(_table(["severity", *(f"{level:g}" for level in levels)], rows))
+        parts.append(table(["severity", *(f"{level:g}" for level in levels)], rows))
     sigmas = sigma_curves({"": document})
     if sigmas:
         rows = [["Gaussian noise", *map(_percent, sigmas[0].values)]]
-        parts.append(_table(["σ on [-1, 1]", *(f"{level:g}" for level in sigmas[0].levels)], rows))
+        parts.append(table(["σ on [-1, 1]", *(f"{level:g}" for level in sigmas[0].levels)], rows))
     return parts
 
 

@@ -1,10 +1,24 @@
-"""Parts of a Markdown text that are generated: each stands between two comments and is replaced as a whole."""
+"""Markdown that is generated: tables, and parts of a text between two comments, each replaced as a whole."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from vmmr.errors import ConfigError
 
-__all__ = ["replace_part", "with_part"]
+__all__ = ["replace_part", "table", "with_part"]
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table; cells are shown as they are.
+
+    >>> print(table(["score", "AUROC"], [["knn", 0.9]]))
+    | score | AUROC |
+    | --- | --- |
+    | knn | 0.9 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def replace_part(text: str, name: str, part: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -19,7 +18,7 @@ from vmmr.data.manifest import Manifest
 from vmmr.errors import BundleError, ConfigError, TrainingError
 from vmmr.evaluation.evaluate import calibrated, evaluate, require_fittable, with_unknown
 from vmmr.export.bundle import Bundle, ModelSpec, build_network, read_bundle, write_bundle
-from vmmr.files import whole_file
+from vmmr.files import write_json
 from vmmr.levels import HierarchySpec
 from vmmr.models import Backbone, HierarchicNetwork, HierarchicProgressiveNetwork, ProgressiveNetwork, load_weights
 from vmmr.models.hierarchic import trunk_state
@@ -159,8 +158,7 @@ def train(
         )
         clean = judged["conditions"]["clean"]
         metrics |= {"test_top1": clean["top1"], "test_top5": clean["top5"], "test_images": judged["data"]["images"]}
-    with whole_file(out / "metrics.json") as file:
-        file.write(json.dumps(metrics, indent=1).encode())
+    write_json(out / "metrics.json", metrics)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return metrics
 

@@ -42,8 +42,7 @@ def detail(images: Tensor) -> Tensor:
 
 def contrast_and_detail(images: Tensor) -> tuple[Tensor, Tensor]:
     """Both, float32 [B] each. Brightness is computed once, and image by image, which the cache of a processor holds."""
-    both = torch.tensor([_both(one) for one in images]).view(-1, 2)
-    light, edges = both.unbind(dim=1)
+    light, edges = torch.tensor([_both(one) for one in images]).view(-1, 2).unbind(dim=1)
     return light, edges
 
 
