@@ -1,16 +1,18 @@
 """From JPEG bytes to answers, pictures a second: ours against the loop that people write, on one machine.
 
-    python benchmarks/inference.py [--backbones mobilenetv2_100 resnet50] [--images 64] [--batch 16] [--rounds 4]
-        [--threads 0] [--json FILE]
+    python benchmarks/inference.py [--backbones mobilenetv2_100 resnet50] [--images 64] [--batch 16] [--rounds 5]
+        [--threads 0] [--pictures 1024x768@90 640x480@90 ...] [--json FILE]
 
-Two groups of rows. "bytes to answers" decodes, resizes and answers: the usual loop (Pillow, resize, normalise, stack,
-timm in eager mode), the same read ahead by a thread for each core, with torch.compile too, and `Recognizer.stream` on
-every runtime and precision. "ready tensors" leaves decoding out: timm, torch.compile, ONNX Runtime and OpenVINO called
-plainly on our graphs, in each precision, and our runtimes on the same pixels. Artifacts run as `vmmr bench` finds it
-fastest, which is tried first. Networks have random weights, which costs the same; int8 is calibrated on the
-benchmark's pictures. Rounds visit the rows in turn, so that a drifting machine hits all of them alike; the table gives
-the median over rounds, and ratios to the first row of each group. With --json the record is written after each network,
-and networks that it already holds under the same settings are not measured again.
+Two groups of rows, on the first kind of picture. "bytes to answers" decodes, resizes and answers: the usual loop
+(Pillow, resize, normalise, stack, timm in eager mode), the same read ahead by a thread for each core, with
+torch.compile too, and `Recognizer.stream` on every runtime and precision. "ready tensors" leaves decoding out: timm,
+torch.compile, ONNX Runtime and OpenVINO called plainly on our graphs, in each precision, and our runtimes on the same
+pixels. Then, for every kind of picture (width x height @ JPEG quality), the usual loop and `stream` on OpenVINO from
+bytes to answers. Artifacts run as `vmmr bench` finds it fastest, which is tried first. Networks have random weights,
+which costs the same; int8 is calibrated on the benchmark's pictures. Rounds visit the rows in turn, so that a drifting
+machine hits all of them alike; the table gives the median over rounds, and ratios to the first row of each group. With
+--json the record is written after each network, and networks that it already holds under the same settings are not
+measured again.
 """
 
 from __future__ import annotations
@@ -34,19 +36,21 @@ from PIL import Image
 from vmmr.data.manifest import Manifest
 from vmmr.data.pixels import cores, ordered
 from vmmr.data.preprocess import Preprocess
+from vmmr.evaluation import markdown
 from vmmr.export.artifact import Artifact
 from vmmr.export.bench import tried
 from vmmr.export.bundle import Bundle, ModelSpec, build_network
 from vmmr.export.export import export_bundle
 from vmmr.export.runtime import TorchRuntime
 from vmmr.export.tuned import Plan, machine, plans
-from vmmr.files import whole_file
+from vmmr.files import write_json
 from vmmr.models import Backbone
 from vmmr.recognizer import Recognizer
 from vmmr.taxonomy import Taxonomy
 
 CLASSES, SIZE = 196, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PICTURES = ("1024x768@90", "320x240@90", "640x480@90", "640x480@75", "1920x1080@75")
 EXPORTS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
 PLAIN = {"vmmr, torch fp32": "timm, eager, channels last"}  # a student's bundle is the plain network
 PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
@@ -54,15 +58,18 @@ PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
 Call = Callable[[], object]
 
 
-def photographs(count: int, seed: int = 0) -> list[bytes]:
-    """JPEGs of 1024 x 768, quality 90, with structure at every scale."""
+def photographs(count: int, kind: str = PICTURES[0], seed: int = 0) -> list[bytes]:
+    """JPEGs with structure at every scale down to two pixels. kind: width x height @ quality."""
+    size, quality = kind.split("@")
+    width, height = map(int, size.split("x"))
+    octaves = range(1, int(np.log2(height / 6)) + 1)
     random = np.random.default_rng(seed)
     found = []
     for _ in range(count):
-        layers = [random.integers(0, 256, (2**k * 3, 2**k * 4, 3), dtype=np.uint8) for k in range(1, 8)]
-        parts = [np.asarray(Image.fromarray(layer).resize((1024, 768)), np.float32) for layer in layers]
+        layers = [random.integers(0, 256, (2**k * 3, 2**k * 4, 3), dtype=np.uint8) for k in octaves]
+        parts = [np.asarray(Image.fromarray(layer).resize((width, height)), np.float32) for layer in layers]
         file = BytesIO()
-        Image.fromarray(np.mean(parts, axis=0).astype(np.uint8)).save(file, "JPEG", quality=90)
+        Image.fromarray(np.mean(parts, axis=0).astype(np.uint8)).save(file, "JPEG", quality=int(quality))
         found.append(file.getvalue())
     return found
 
@@ -138,9 +145,11 @@ def fastest(artifact: Artifact, threads: int) -> Plan:
 
 
 def rows_of(
-    bundle: Bundle, files: list[bytes], batch: int, threads: int, folder: Path, compiled: bool
+    bundle: Bundle, kinds: dict[str, list[bytes]], batch: int, threads: int, folder: Path, compiled: bool
 ) -> tuple[dict[str, dict[str, Call]], dict[str, Plan]]:
-    """{group: {row: what is timed}}, and how each artifact is run."""
+    """{group: {row: what is timed}}, and how each artifact is run. kinds: files of each kind of picture; the first is
+    that of the groups which are not about kinds."""
+    files = next(iter(kinds.values()))
     eager = bundle.network().model
     recognizers = {"torch fp32": Recognizer(bundle, TorchRuntime(bundle, threads=threads), batch_size=batch)}
     chosen: dict[str, Plan] = {}
@@ -169,7 +178,14 @@ def rows_of(
     for name, recognizer in recognizers.items():
         whole[f"vmmr, {name}"] = lambda r=recognizer: list(r.stream(files))  # type: ignore[misc]
         ready[f"vmmr, {name}"] = lambda r=recognizer: r.outputs(pixels)  # type: ignore[misc]
-    return {"bytes to answers": whole, "ready tensors": ready}, chosen
+    groups = {"bytes to answers": whole, "ready tensors": ready}
+    for kind, those in kinds.items():
+        groups[kind] = {"Pillow + timm, eager": lambda f=those: usual_loop(eager, f, batch)}  # type: ignore[misc]
+        for form, precision in EXPORTS:
+            if form == "openvino":
+                own = recognizers[f"{form} {precision}"]
+                groups[kind][f"vmmr, {form} {precision}"] = lambda r=own, f=those: list(r.stream(f))  # type: ignore[misc]
+    return groups, chosen
 
 
 def plain_runtimes(folder: Path, pixels: np.ndarray, threads: int) -> dict[str, Call]:
@@ -215,23 +231,28 @@ def measure(calls: dict[str, Call], count: int, rounds: int, least: float) -> di
 
 def table(found: dict[str, Any]) -> str:
     """Markdown of one network: {group: {row: numbers}} -> both groups, each with ratios to its first row, and for
-    runtimes on ready tensors the share of the same library called plainly."""
+    runtimes on ready tensors the share of the same library called plainly; then the kinds of pictures, one a row."""
     parts = []
     for group in ("bytes to answers", "ready tensors"):
         rows = found[group]
         base = next(iter(rows.values()))["images_per_s"]
-        last = " of the plain library |" if group == "ready tensors" else ""
-        lines = [
-            f"| {group} | images/s | lowest to highest round | ratio |{last}",
-            "|---|" + "---|" * (4 if last else 3),
-        ]
+        last = ["of the plain library"] if group == "ready tensors" else []
+        lines = []
         for name, row in rows.items():
             same = PLAIN.get(name, name.replace("vmmr,", "plain"))
             plain = rows.get(same) if same != name else None
-            share = f" {row['images_per_s'] / plain['images_per_s']:.0%} |" if plain else " |" if last else ""
+            share = [f"{row['images_per_s'] / plain['images_per_s']:.0%}" if plain else ""] if last else []
             spread = f"{row['lowest']:.1f} to {row['highest']:.1f}"
-            lines.append(f"| {name} | {row['images_per_s']:.1f} | {spread} | {row['images_per_s'] / base:.2f} |{share}")
-        parts.append("\n".join(lines))
+            lines.append([name, f"{row['images_per_s']:.1f}", spread, f"{row['images_per_s'] / base:.2f}", *share])
+        parts.append(markdown.table([group, "images/s", "lowest to highest round", "ratio", *last], lines))
+    kinds = found["pictures"]
+    names = list(found[next(iter(kinds))])
+    lines = []
+    for kind, size in kinds.items():
+        rates = [found[kind][name]["images_per_s"] for name in names]
+        cells = [f"{rates[0]:.1f}", *(f"{rate:.1f} ({rate / rates[0]:.2f})" for rate in rates[1:])]
+        lines.append([kind.replace("x", " x ").replace("@", ", "), f"{size / 1e3:.0f}", *cells])
+    parts.append(markdown.table(["picture, JPEG quality", "kB", *names], lines))
     return "\n\n".join(parts)
 
 
@@ -241,21 +262,21 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["mobilenetv2_100", "resnet50"])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7, help="at least, for a row of a round")
     parser.add_argument("--threads", type=int, default=0, help="of every runtime; 0: all cores")
+    parser.add_argument("--pictures", nargs="+", default=[*PICTURES], help="width x height @ JPEG quality")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     threads = args.threads or cores()
     torch.set_num_threads(threads)
-    files = photographs(args.images)
+    kinds = {kind: photographs(args.images, kind) for kind in args.pictures}
     document: dict[str, Any] = {
         "machine": {**machine(), "torch": torch.__version__},
         "settings": {
             "size": SIZE,
-            "jpeg": "1024 x 768, quality 90",
-            **{name: getattr(args, name) for name in ("images", "batch", "rounds", "seconds")},
+            **{name: getattr(args, name) for name in ("pictures", "images", "batch", "rounds", "seconds")},
             "threads": threads,
         },
         "results": {},
@@ -269,15 +290,17 @@ def main() -> None:
             say(backbone)
             with tempfile.TemporaryDirectory() as folder:
                 groups, chosen = rows_of(
-                    random_bundle(backbone), files, args.batch, threads, Path(folder), compiled=not args.no_compile
+                    random_bundle(backbone), kinds, args.batch, threads, Path(folder), compiled=not args.no_compile
                 )
-                document["results"][backbone] = {"plans": {name: asdict(plan) for name, plan in chosen.items()}}
+                document["results"][backbone] = {
+                    "plans": {name: asdict(plan) for name, plan in chosen.items()},
+                    "pictures": {kind: statistics.mean(map(len, files)) for kind, files in kinds.items()},
+                }
                 for group, calls in groups.items():
-                    count = len(files) if group == "bytes to answers" else min(args.batch, len(files))
+                    count = min(args.batch, args.images) if group == "ready tensors" else args.images
                     document["results"][backbone][group] = measure(calls, count, args.rounds, args.seconds)
             if args.json:
-                with whole_file(args.json) as file:
-                    file.write((json.dumps(document, indent=1) + "\n").encode())
+                write_json(args.json, document)
         print(f"\n{backbone} at {SIZE} px, batch {args.batch}, {threads} threads\n")
         print(table(document["results"][backbone]), flush=True)
 
