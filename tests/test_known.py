@@ -84,7 +84,7 @@ def test_the_gate_is_that_of_the_validation_images(tiny_known: Path, tiny_table:
     torch.testing.assert_close(nearest, torch.ones(27))  # the same images, in an order of its own
     image, features, logits, labels = rows["val"]
     direction = features / features.norm(dim=1, keepdim=True)
-    inside = bank @ fitted.basis @ fitted.basis.T
+    inside = fitted.prototype @ fitted.basis.T
     cosine = (direction @ inside.T / inside.norm(dim=1)).amax(dim=1)
     scores = (2 - 2 * cosine).clamp(min=0).sqrt().sort().values
     gate = bundle.detector.gate
@@ -100,9 +100,8 @@ def test_every_answer_says_what_its_numbers_say(recognizer: Recognizer, pictures
     detector = recognizer.detector
     assert detector is not None
     assert isinstance(detector.fitted, ReducedKNNFitted)
-    gate, bank, reasons = detector.gate, detector.fitted.bank.numpy(), []
-    inside = bank @ detector.fitted.basis.numpy() @ detector.fitted.basis.numpy().T
-    inside /= np.linalg.norm(inside, axis=1, keepdims=True)
+    gate, reasons = detector.gate, []
+    inside = detector.fitted.prototype.numpy() @ detector.fitted.basis.numpy().T
     for picture in pictures:
         answer, pixels = recognizer(picture), recognizer.read(picture)[None]
         features = recognizer.runtime(pixels)["features"][0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from vmmr.errors import BundleError, DataError
 from vmmr.unknown import SCORES, Head, hidden_scores
 from vmmr.unknown.knn import KNNFitted
+from vmmr.unknown.knn_pca import ReducedKNNFitted
 from vmmr.unknown.max_logit import max_logit
 from vmmr.unknown.react import ReActFitted
 
@@ -76,6 +77,11 @@ def test_without_a_class_is_the_classifier_that_never_had_it() -> None:
     assert torch.equal(found.bias, bias[[0, 2]])
     bank = KNNFitted(weight, torch.tensor([2, 1, 1])).without(1)
     assert torch.equal(bank.bank, weight[:1])
+    label, basis = torch.tensor([2, 1, 1]), torch.eye(4)[:, :2].contiguous()
+    reduced = ReducedKNNFitted(weight, label, basis, weight[:, :2].contiguous(), torch.tensor([1, 2, 1])).without(1)
+    assert torch.equal(reduced.bank, weight[:1])
+    assert torch.equal(reduced.prototype, weight[1:2, :2])
+    assert reduced.prototype_label.tolist() == [2]
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 
 from vmmr.errors import ConfigError
 from vmmr.unknown import SCORES, Fitted, gather
@@ -97,12 +98,19 @@ def naive_knn(world: Any, f: Row, logits: Row) -> float:
     return float(sorted(distances)[9])
 
 
-def naive_knn_pca(world: Any, f: Row, logits: Row, dimension: int = 128) -> float:
-    x = arrays(world)[0]
+def naive_reduced(world: Any, dimension: int = 128) -> tuple[Any, Any]:
+    """The images of the bank by direction, in their strongest directions, and their classes."""
+    x, y, _, _ = arrays(world)
     unit = np.array([row / np.linalg.norm(row) for row in x])
     basis = np.linalg.svd(unit)[2][:dimension]
-    reduced = [row / np.linalg.norm(row) for row in unit @ basis.T @ basis]
-    return float(min(np.linalg.norm(f / np.linalg.norm(f) - row) for row in reduced))
+    return np.array([row / np.linalg.norm(row) for row in unit @ basis.T @ basis]), y
+
+
+def naive_knn_pca(world: Any, f: Row, logits: Row) -> float:
+    """To prototypes that are given; `test_prototypes...` are about those."""
+    fitted = fit_knn_pca(world.statistics)
+    rows = fitted.prototype.double().numpy() @ fitted.basis.double().numpy().T
+    return float(min(np.linalg.norm(f / np.linalg.norm(f) - row / np.linalg.norm(row)) for row in rows))
 
 
 def naive_nnguide(world: Any, f: Row, logits: Row) -> float:
@@ -289,20 +297,48 @@ def test_neighbours_go_by_direction_and_a_small_bank_is_used_whole(world: Any) -
 
 
 def test_a_bank_is_reduced_to_its_strongest_directions(world: Any) -> None:
-    """Against numpy with 3 of 12 directions; more outside of them is stranger, and with all of them it is `knn`."""
-    fitted = fit_knn_pca(world.statistics, 3)
+    """Every image a prototype: against numpy with 3 of 12 directions; more outside of them is stranger, and with all of
+    them it is `knn`."""
+    fitted = fit_knn_pca(world.statistics, 3, 10_000)
     found = knn_pca(world.shown, world.logits, fitted)
-    rows = zip(world.shown.double().numpy(), world.logits.double().numpy(), strict=True)
-    np.testing.assert_allclose(found.numpy(), [naive_knn_pca(world, f, z, 3) for f, z in rows], rtol=2e-4, atol=1e-3)
+    rows, _ = naive_reduced(world, 3)
+    shown = world.shown.double().numpy()
+    shown /= np.linalg.norm(shown, axis=1, keepdims=True)
+    expected = np.linalg.norm(shown[:, None] - rows, axis=2).min(axis=1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=1e-3)
     inside = world.shown @ fitted.basis @ fitted.basis.T
     assert (knn_pca(inside, world.logits, fitted) < found).all()
     assert (knn_pca(2 * world.shown - inside, world.logits, fitted) > found).all()
-    whole = fit_knn_pca(world.statistics)
+    whole = fit_knn_pca(world.statistics, prototypes=10_000)
     torch.testing.assert_close(whole.basis.T @ whole.basis, torch.eye(12), rtol=0, atol=1e-6)
     near = knn(world.shown, world.logits, fit_knn(world.statistics), k=1)
     torch.testing.assert_close(knn_pca(world.shown, world.logits, whole), near, rtol=1e-3, atol=2e-3)
-    with pytest.raises(ConfigError, match="one direction at least"):
-        fit_knn_pca(world.statistics, 0)
+    for numbers in ((0, 6), (3, 0)):
+        with pytest.raises(ConfigError, match="one direction and prototype at least"):
+            fit_knn_pca(world.statistics, *numbers)
+
+
+def test_prototypes_are_centres_of_classes(world: Any) -> None:
+    """One of a class is its mean direction; several lie as close to the images as those of another implementation."""
+    rows, y = naive_reduced(world)
+    one = fit_knn_pca(world.statistics, prototypes=1)
+    assert one.prototype_label.tolist() == sorted(set(y.tolist()))
+    means = np.stack([rows[y == name].mean(axis=0) for name in one.prototype_label.tolist()])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose((one.prototype @ one.basis.T).numpy(), means, rtol=0, atol=1e-5)
+    several = fit_knn_pca(world.statistics, prototypes=3)
+    assert torch.bincount(several.prototype_label).tolist() == [3] * 5
+    torch.testing.assert_close(several.prototype.norm(dim=1), torch.ones(15))
+    centres = (several.prototype @ several.basis.T).double().numpy()
+    for name in range(5):
+        own = rows[y == name]
+        other = KMeans(3, n_init=20, random_state=0).fit(own).cluster_centers_
+        other /= np.linalg.norm(other, axis=1, keepdims=True)
+        ours, theirs = (
+            np.linalg.norm(own[:, None] - some, axis=2).min(axis=1).mean()
+            for some in (centres[several.prototype_label.numpy() == name], other)
+        )
+        assert ours < 1.1 * theirs
 
 
 @pytest.mark.parametrize("name", ["mahalanobis", "relative_mahalanobis"])

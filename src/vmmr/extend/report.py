@@ -18,6 +18,7 @@ from vmmr.extend.images import Seen
 from vmmr.unknown import Fitted, accept_threshold
 from vmmr.unknown.detector import Detector, strangeness
 from vmmr.unknown.knn import KNNFitted, grown_knn
+from vmmr.unknown.knn_pca import ReducedKNNFitted, grown_knn_pca
 
 __all__ = [
     "Extended",
@@ -86,6 +87,8 @@ def grown_detector(detector: Detector | None, shown: Seen, splits: Sequence[Spli
     fitted, gate = detector.fitted, detector.gate
 
     def grown(seen: Seen, pull: float) -> Fitted:
+        if isinstance(fitted, ReducedKNNFitted):
+            return grown_knn_pca(fitted, seen.features, seen.labels, pull)
         return grown_knn(fitted, seen.features, seen.labels, pull) if isinstance(fitted, KNNFitted) else fitted
 
     for pull in _PULLS if isinstance(fitted, KNNFitted) else _PULLS[:1]:

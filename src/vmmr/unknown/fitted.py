@@ -20,7 +20,8 @@ class Shape:
     """What a tensor of `Fitted` is, beside its type: `Annotated[Tensor, Shape("C", "D")]`.
 
     dims: a letter each, that means one size throughout. C: classes; D: features; M: images of a bank, for which the
-    field `label` has the classes; others are the score's own. finite: whether infinity is refused.
+    field `label` has the classes; P: prototypes, for which `prototype_label` has; others are the score's own. finite:
+    whether infinity is refused.
     """
 
     def __init__(self, *dims: str, dtype: torch.dtype = torch.float32, finite: bool = True) -> None:
@@ -105,7 +106,7 @@ class Fitted:
 
     def without(self, label: int) -> Self:
         """The constants of the same network had it never heard of one class: its rows are left out of all that goes by
-        class, and its images out of a bank. What was learned from its images in sums stays.
+        class, and its images and prototypes out of a bank. What was learned from its images in sums stays.
 
         >>> Head(torch.eye(2), torch.tensor([5.0, 7.0])).without(0)
         Head(weight=tensor([[0., 1.]]), bias=tensor([7.]))
@@ -117,6 +118,8 @@ class Fitted:
                 tensor = torch.cat([tensor[:label], tensor[label + 1 :]])
             elif shape.dims[:1] == ("M",):
                 tensor = tensor[self.label != label]  # type: ignore[attr-defined]
+            elif shape.dims[:1] == ("P",):
+                tensor = tensor[self.prototype_label != label]  # type: ignore[attr-defined]
             kept[name] = tensor
         return type(self)(**kept)
 
