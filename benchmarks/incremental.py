@@ -251,7 +251,7 @@ def run_discriminants(
             if task:
                 fold = fold_of(labels[there], np.arange(int(there.sum())), 5)
                 held = crossfit(seen[there], labels[there], last, fold)[labels[there] < base]
-                offset, _ = fit_offset(margins(held, base).amax(dim=1), BOUND)
+                offset, _ = fit_offset(margins(held, base).amax(dim=1), BOUND, None)
                 lead, new = margins(scores, base).max(dim=1)
                 label = torch.where(lead > offset, base + new, old_answers)
             stage = stage._replace(answers=label.numpy(), tasks=tasks_of(label.numpy(), stream.classes))

@@ -23,6 +23,7 @@ from vmmr.export.extension import roll_back
 from vmmr.extend.gallery import extend_gallery
 from vmmr.extend.images import old_images
 from vmmr.extend.report import keep_promise
+from vmmr.incremental.gallery import exceeding
 from vmmr.recipes import recipe
 from vmmr.unknown.knn import KNNFitted
 
@@ -92,8 +93,9 @@ def test_numbers_of_the_card_are_those_of_the_images(extended: Path, old_cars: P
     assert old["images"] == len(held) == 18
     for model, name in ((read_bundle(known), "before"), (bundle, "after")):
         assert evaluate(model, held)["conditions"]["clean"]["top1"] == pytest.approx(old[name])
-    assert old["changed"] <= bundle.added["bound"]["share"] * 19 - 1 + 1e-9
-    assert bundle.added["bound"]["share"] == pytest.approx(1 / 19)  # of 18 images nothing better can be promised
+    # Of 18 images nothing better can be promised: were it more, one in ten draws had no change to show.
+    assert bundle.added["bound"]["share"] == pytest.approx(1 - 0.1 ** (1 / 18))
+    assert old["changed"] == 0
     assert bundle.added["new"]["images"] == bundle.added["images"] == 24
     assert "2 classes" in bundle.card
     assert "Audi Q9 2027" in bundle.card
@@ -107,7 +109,9 @@ def test_without_old_data_the_bound_rests_on_the_bank(known: Path, new_cars: Pat
     assert parent.detector is not None
     bank = parent.detector.fitted
     assert isinstance(bank, KNNFitted)
-    assert bundle.added["bound"]["share"] == pytest.approx(int(0.1 * (len(bank.bank) + 1)) / (len(bank.bank) + 1))
+    most, share = exceeding(len(bank.bank), 0.1)
+    assert bundle.added["bound"]["share"] == share
+    assert (most > 0, share <= 0.1) == (True, True)
     assert bundle.spec.temperature == parent.spec.temperature
 
 
@@ -187,7 +191,7 @@ def test_levels_and_heads_learn_new_cars_too(kind: str, old_cars: Path, new_cars
     answers = after(pictures(new_cars))
     assert sum(answer.model in ("Q9", "ID") for answer in answers) >= 6
     old = bundle.added["old"]
-    assert old["changed"] == 0  # 1 of 19 is the least that can be promised of 18 images, and none may exceed it
+    assert old["changed"] == 0  # of 18 images none may exceed what is promised
     assert evaluate(bundle, Manifest.load(old_cars).split("val"))["conditions"]["clean"]["top1"] == pytest.approx(
         old["after"]
     )

@@ -9,13 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 from torch import Tensor
 
 from vmmr.errors import DataError
 from vmmr.incremental.gallery import (
+    CONFIDENCE,
     Gallery,
     crossfit,
     discriminants,
+    exceeding,
     fit_likelihoods,
     fit_offset,
     fit_scale,
@@ -111,7 +114,7 @@ def test_folds_hold_groups_together_and_deal_each_class_evenly() -> None:
 @given(st.lists(st.integers(-9, 9), min_size=1, max_size=60), st.floats(0, 0.5))
 def test_an_offset_keeps_its_promise(values: list[int], bound: float) -> None:
     lead = torch.tensor(values, dtype=torch.float64)
-    offset, promised = fit_offset(lead, bound)
+    offset, promised = fit_offset(lead, bound, None)
     over = int((lead > offset).sum())
     assert over + 1 <= promised * (len(values) + 1) + 1e-9
     assert promised <= max(bound, 1 / (len(values) + 1)) + 1e-9
@@ -120,14 +123,27 @@ def test_an_offset_keeps_its_promise(values: list[int], bound: float) -> None:
         assert (int((lead > lower.max()).sum()) + 1) / (len(values) + 1) > max(bound, 1 / (len(values) + 1)) - 1e-9
 
 
+@given(st.integers(1, 3000), st.floats(0, 0.5))
+def test_a_confident_promise_is_an_exact_binomial_limit(images: int, bound: float) -> None:
+    """Clopper and Pearson: with that share, m or fewer of N exceed in a tenth of draws; one more is not allowed."""
+    most, share = exceeding(images, bound)
+    assert binom.cdf(most, images, share) == pytest.approx(1 - CONFIDENCE, abs=1e-6)
+    assert share <= bound + 1e-6 or most == 0
+    if most + 1 < images:
+        assert binom.cdf(most + 1, images, bound) > 1 - CONFIDENCE - 1e-6
+    assert most <= exceeding(images, bound, None)[0]
+
+
 def test_the_promise_holds_for_others_that_are_drawn_alike() -> None:
     random = torch.Generator().manual_seed(0)
-    rates = []
-    for _ in range(300):
-        offset, promised = fit_offset(torch.randn(99, generator=random), 0.05)
-        rates.append(float((torch.randn(200, generator=random) > offset).double().mean()))
-    assert promised == pytest.approx(0.05)
-    assert np.mean(rates) == pytest.approx(0.05, abs=0.005)  # the mean over draws is the promise
+    mean, kept = [], []
+    for _ in range(2000):
+        lead = torch.rand(99, generator=random)  # of another one the probability above an offset is 1 - offset
+        mean.append(1 - fit_offset(lead, 0.05, None)[0])
+        offset, promised = fit_offset(lead, 0.05)
+        kept.append(1 - offset <= promised)
+    assert np.mean(mean) == pytest.approx(0.05, abs=0.002)  # the mean over draws is the promise
+    assert np.mean(kept) == pytest.approx(CONFIDENCE, abs=0.02)  # that is kept by so many of them
 
 
 @pytest.mark.parametrize("bound", [-0.1, 1.0])

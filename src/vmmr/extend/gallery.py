@@ -29,6 +29,7 @@ from vmmr.incremental.gallery import (
     Gallery,
     crossfit,
     discriminants,
+    exceeding,
     fit_offset,
     fit_scale,
     fold_of,
@@ -56,7 +57,7 @@ def extend_gallery(
     """The bundle in `source` with the classes of `new` behind its own; nothing is trained.
 
     new: images of classes that it does not know. old: the data it was trained on, with a split val; without it the
-    bound rests on the bank of its detector. bound: share of old images whose answer may change, see `fit_offset`.
+    bound rests on the bank of its detector. bound: share of old images whose answer may change, see `exceeding`.
     least: images that a class needs. max_drop: points of accuracy on the validation images of `old` that may be lost;
     TrainingError beyond, unless `force`.
 
@@ -107,7 +108,7 @@ def extend_gallery(
     if before.held is not None:
         was = bundle.class_scores(before.held.logits).argmax(dim=1)
         step = 1 / scale
-        most = promised * (len(was) + 1) - 1
+        most, _ = exceeding(len(was), bound)
         keep_promise(gallery.offset, step, lambda: int((scores(*told[1]).argmax(dim=1) != was).sum()), most)
     fitted = [scores(seen, margin) for seen, margin in told]
     temperature = bundle.spec.temperature

@@ -15,6 +15,7 @@ from torch import Tensor
 from vmmr.errors import ConfigError, TrainingError
 from vmmr.export.bundle import Bundle
 from vmmr.extend.images import Seen
+from vmmr.incremental.gallery import CONFIDENCE
 from vmmr.unknown import Fitted, accept_threshold
 from vmmr.unknown.detector import Detector, strangeness
 from vmmr.unknown.knn import KNNFitted, grown_knn
@@ -112,16 +113,16 @@ def require_extendable_detector(bundle: Bundle) -> None:
         )
 
 
-def keep_promise(value: Tensor, step: float, changed: Callable[[], int], most: float) -> None:
+def keep_promise(value: Tensor, step: float, changed: Callable[[], int], most: int) -> None:
     """Raise a value in place, by growing steps, until at most so many old answers change. TrainingError where no step
     is enough."""
     for _ in range(_STEPS):
-        if changed() <= most + 1e-6:
+        if changed() <= most:
             return
         value.add_(step)
         step *= 1.2
     raise TrainingError(
-        "old answers change whatever the offset", got=f"{changed()}, {most:g} may", do="pass a higher bound"
+        "old answers change whatever the offset", got=f"{changed()}, {most} may", do="pass a higher bound"
     )
 
 
@@ -173,7 +174,8 @@ def card_section(added: Mapping[str, Any]) -> str:
         f"- new classes, {new['images']} held-out images: top-1 {_percent(new['top1'])} among all, "
         f"{_percent(new['top1_among_new'])} among the new ones"
         + ("" if new["known"] is None else f"; {_percent(new['known'])} of them are known vehicles"),
-        f"- bound: at most {_percent(bound['share'])} of old images, if they are like the {bound['of']}, "
+        f"- bound: with {CONFIDENCE:.0%} confidence at most {_percent(bound['share'])} of old images, if they are "
+        f"like the {bound['of']}, "
         + ("change their answer" if added["mode"] == "gallery" else "are answered as a new class")
         + ("" if old is not None else "; of images that were not trained on, several times as many may"),
     ]
@@ -206,7 +208,7 @@ def domain_section(added: Mapping[str, Any]) -> str:
             for key, name in (("top1", "top-1"), ("known", "known vehicles"))
             if new["before"][key] is not None
         ),
-        f"- bound: at most {_percent(added['bound']['share'])} of old images, if they are like the "
+        f"- bound: on average at most {_percent(added['bound']['share'])} of old images, if they are like the "
         f"{added['bound']['of']}, go to its bank",
         f"- old domains, {old['images']} validation images: {_percent(old['taken'])} go to its bank; top-1 "
         f"{_percent(old['before'])} before, {_percent(old['after'])} after; {old['changed']} answers changed",

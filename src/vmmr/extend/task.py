@@ -32,7 +32,7 @@ from vmmr.extend.report import (
     told_old,
 )
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.gallery import discriminants, fit_likelihoods, fit_offset, fold_of, moments
+from vmmr.incremental.gallery import discriminants, exceeding, fit_likelihoods, fold_of, moments
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.network import Discriminants, TaskNetwork
 from vmmr.incremental.routing import fit_calibration
@@ -149,13 +149,13 @@ def extend_task(
         return routed.scores(heads, of.features)
 
     was = bundle.class_scores(held.logits).argmax(dim=1)
-    _, promised = fit_offset(torch.zeros(len(was)), bound)
+    most, promised = exceeding(len(was), bound)
     # Heads that were aligned anew may change answers among old classes, which no offset undoes: those are not bounded.
     keep_promise(
         routed.offset[-1:],
         _STEP,
         lambda: int((scores(heads_old, held).argmax(dim=1) >= first).sum()),
-        promised * (len(was) + 1) - 1,
+        most,
     )
     fitted_old, fitted_new = scores(heads_old, held), scores(heads_new, held_new)
     temperature = fit_temperature(torch.cat([fitted_old, fitted_new]), labels.numpy())

@@ -275,13 +275,13 @@ def fit_level(lead: Tensor, own: Tensor, bound: float) -> tuple[float, float]:
 
     lead [N]: by how much each old image is nearer to the new domain than to any other, own [M] the same of images of
     the domain; none may have been fitted on. Halfway between where `bound` of the old images would leave and where
-    `bound` of the new ones would stay, and never below the first (`gallery.fit_offset`).
+    `bound` of the new ones would stay, and never below the first (`gallery.fit_offset`, on average).
 
     >>> fit_level(torch.arange(-99.0, 0.0), torch.arange(10.0, 109.0), 0.05)
     (4.5, 0.05)
     """
-    least, promised = fit_offset(lead, bound)
-    most, _ = fit_offset(-own, bound)
+    least, promised = fit_offset(lead, bound, None)
+    most, _ = fit_offset(-own, bound, None)
     return (least + max(least, -most)) / 2, promised
 
 

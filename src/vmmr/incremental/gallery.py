@@ -7,11 +7,12 @@
 
 A new class k is answered where its discriminant leads those of all old classes by more than the offset; elsewhere the
 old answer stands. Nothing is descended: one pass over features, one Cholesky factor. The offset is an order statistic
-of old images, so that the share of old answers that change is bounded beforehand (split conformal prediction).
+of old images, so that the share of old answers that change is bounded beforehand, with a confidence that is known too.
 
 Sources: class means under one covariance on frozen features, Hayes and Kanan 2020 (arXiv 1909.01520); weights from
 normalised features beside trained ones, Qi et al. 2018 (arXiv 1712.07136); shrinkage, Chen et al. 2010 (OAS, arXiv
-0907.4698); the bound, Angelopoulos and Bates 2021 (arXiv 2107.07511). The margin against old classes is ours.
+0907.4698); the bound, Vovk 2012 (arXiv 1209.2673) and Angelopoulos and Bates 2021 (arXiv 2107.07511). The margin
+against old classes is ours.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.stats import beta
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vmmr.errors import DataError
 
 __all__ = [
+    "CONFIDENCE",
     "Gallery",
     "Moments",
     "crossfit",
     "discriminants",
+    "exceeding",
     "fit_likelihoods",
     "fit_offset",
     "fit_scale",
@@ -42,6 +46,8 @@ __all__ = [
     "oas_shrinkage",
 ]
 
+CONFIDENCE = 0.9
+"""That what is promised of old images holds, over draws of the images that it was fitted on."""
 _MOST = 40.0  # of a logit over the temperature: what lies beyond is rounding
 _APART = 100.0  # of all discriminants of an image, as log-likelihoods
 _SCALES = 12.0  # natural logarithms that the scale is looked for in
@@ -145,23 +151,43 @@ def margins(scores: Tensor, old: int) -> Tensor:
     return scores[:, old:] - scores[:, :old].amax(dim=1, keepdim=True)
 
 
-def fit_offset(lead: Tensor, bound: float) -> tuple[float, float]:
+def exceeding(images: int, bound: float, confidence: float | None = CONFIDENCE) -> tuple[int, float]:
+    """How many of N old images may exceed an offset, m, and the share of others like them that this promises at most.
+
+    None of the images may have been fitted on. Then the probability that another one, drawn alike, exceeds an offset
+    that m of N do is at most one that is distributed as Beta(m + 1, N - m) over draws of the N. m is the largest for
+    which its quantile at this confidence, the share, is at most `bound`; of few images m is 0 and the share more.
+    confidence None: the mean instead of a quantile, (m + 1) / (N + 1), which about every other draw exceeds.
+
+    Sources: Vovk 2012 (arXiv 1209.2673); Angelopoulos and Bates 2021 (arXiv 2107.07511), section 3.2.
+    Raises DataError without images or for a bound out of range.
+
+    >>> [exceeding(n, 0.02, None) for n in (9, 399)]
+    [(0, 0.1), (7, 0.02)]
+    >>> [(most, round(share, 4)) for most, share in (exceeding(n, 0.02) for n in (9, 399))]
+    [(0, 0.2257), (4, 0.0199)]
+    """
+    if not 0 <= bound < 1 or images < 1:
+        raise DataError("a bound in [0, 1) takes old images", got=f"{bound}, {images} images")
+    most = np.arange(min(images, int(bound * (images + 1)) + 1))
+    shares = np.asarray(
+        (most + 1) / (images + 1) if confidence is None else beta.ppf(confidence, most + 1, images - most)
+    )
+    over = max(0, int(np.searchsorted(shares, bound + 1e-9, side="right")) - 1)
+    return over, float(shares[over])
+
+
+def fit_offset(lead: Tensor, bound: float, confidence: float | None = CONFIDENCE) -> tuple[float, float]:
     """The lowest offset that few enough old images exceed, and the share of others like them that it promises.
 
-    lead: the highest margin of each of N old images, [N]; none of them may have been fitted on. With m = bound (N + 1)
-    - 1, rounded down and at least 0, the offset is the (m + 1)-th highest: m images exceed it, and another image that
-    is drawn alike does with a probability of at most (m + 1) / (N + 1), which is `bound` or, of few images, more.
-    Source: split conformal prediction, arXiv 2107.07511. Raises DataError without images or for a bound out of range.
+    lead: the highest margin of each of N old images, [N]; none of them may have been fitted on. Others as of
+    `exceeding`, which also says what is raised.
 
-    >>> fit_offset(torch.arange(99.0), 0.05)
+    >>> fit_offset(torch.arange(99.0), 0.05, None)
     (94.0, 0.05)
-    >>> fit_offset(torch.arange(9.0), 0.05)
-    (8.0, 0.1)
     """
-    if not 0 <= bound < 1 or not len(lead):
-        raise DataError("a bound in [0, 1) takes old images", got=f"{bound}, {len(lead)} images")
-    over = max(0, math.floor(bound * (len(lead) + 1) + 1e-9) - 1)
-    return float(lead.sort(descending=True).values[over]), (over + 1) / (len(lead) + 1)
+    over, share = exceeding(len(lead), bound, confidence)
+    return float(lead.sort(descending=True).values[over]), share
 
 
 def fit_scale(logits: Tensor, margin: Tensor, labels: Tensor, offset: float, temperature: float) -> float:
