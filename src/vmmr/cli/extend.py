@@ -20,7 +20,8 @@ def add_extend(verbs: Any) -> None:
     extend.add_argument("--out", required=True, type=str, metavar="DIR", help="folder to write")
     extend.add_argument("--mode", default="gallery", choices=["gallery", "task", "domain"], help="see docs/extend.md")
     extend.add_argument("--data", default=None, type=str, help="manifest it was trained on, with a split val")
-    extend.add_argument("--bound", default=0.02, type=float, help="share of old images whose answer may change")
+    bound = "share of old images whose answer may change, with a confidence of 0.9; of a domain on average"
+    extend.add_argument("--bound", default=0.02, type=float, help=bound)
     extend.add_argument("--least", default=5, type=int, help="images that a new class or domain needs")
     extend.add_argument("--max-drop", default=0.5, type=float, help="points that old accuracy may lose")
     extend.add_argument("--force", action="store_true", help="write it even so")
