@@ -103,7 +103,8 @@ def machine_line(record: dict[str, Any]) -> str:
     """What was measured on what, in a line."""
     about = record["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in about["runtimes"].items())
-    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items() if value is not None)
+    given = {k: " ".join(v) if isinstance(v, list) else v for k, v in record["settings"].items() if v is not None}
+    settings = ", ".join(f"{name} {value}" for name, value in given.items())
     return f"{about['processor']}, {about['cores']} cores; {libraries}; {settings}"
 
 
