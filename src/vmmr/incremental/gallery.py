@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -170,9 +170,7 @@ def exceeding(images: int, bound: float, confidence: float | None = CONFIDENCE) 
     if not 0 <= bound < 1 or images < 1:
         raise DataError("a bound in [0, 1) takes old images", got=f"{bound}, {images} images")
     most = np.arange(min(images, int(bound * (images + 1)) + 1))
-    shares = np.asarray(
-        (most + 1) / (images + 1) if confidence is None else beta.ppf(confidence, most + 1, images - most)
-    )
+    shares = (most + 1) / (images + 1) if confidence is None else betaincinv(most + 1, images - most, confidence)
     over = max(0, int(np.searchsorted(shares, bound + 1e-9, side="right")) - 1)
     return over, float(shares[over])
 
