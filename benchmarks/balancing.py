@@ -14,7 +14,6 @@ operations of matrix products and convolutions).
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -31,6 +30,7 @@ import vmmr.torchvision_ops  # noqa: F401  isort: skip  (before timm)
 import timm
 
 from vmmr.balancing import BALANCERS, Fixed, balanced_backward
+from vmmr.files import write_json
 
 CLASSES = 196
 FEATURES = ("avgnorm", "upgrad")
@@ -133,7 +133,7 @@ def main() -> None:
     print(table(found), flush=True)
     if args.json:
         about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        args.json.write_text(json.dumps({**about, **vars(args), "json": str(args.json), "tasks": found}, indent=1))
+        write_json(args.json, {**about, **vars(args), "json": str(args.json), "tasks": found})
 
 
 if __name__ == "__main__":

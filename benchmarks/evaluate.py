@@ -11,7 +11,6 @@ batches. Decoding the pictures is part of neither: it happens once, whatever the
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import tempfile
 import time
@@ -29,6 +28,7 @@ from vmmr.evaluation.classify import views
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.evaluation.robustness import condition, noise_curve
 from vmmr.export.bundle import Bundle, ModelSpec, build_network
+from vmmr.files import write_json
 from vmmr.training.samples import open_side
 
 
@@ -128,7 +128,7 @@ def main() -> None:
         found = measure(args, Path(folder))
     print(table(found))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from vmmr.data.rendered import World, write_dataset
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import read_bundle
+from vmmr.files import write_json
 from vmmr.recipes import recipe
 from vmmr.training.run import train
 
@@ -103,10 +104,10 @@ def main() -> None:
                 judged = evaluate(read_bundle(folder / "bundle"), test, wanted=WANTED)
                 scores = {key: value["top1"] for key, value in judged["conditions"].items()}
                 record = {"row": row, "seed": seed, "seconds": metrics["train_seconds"], **scores}
-                (folder / "record.json").write_text(json.dumps(record))
+                write_json(folder / "record.json", record)
             records.append(json.loads((folder / "record.json").read_text()))
     print(table(records))
-    (args.out / "results.json").write_text(json.dumps(records, indent=1))
+    write_json(args.out / "results.json", records)
 
 
 if __name__ == "__main__":

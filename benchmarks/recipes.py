@@ -33,6 +33,7 @@ from vmmr.data.splits import carve_validation, drop_test_duplicates
 from vmmr.evaluation.evaluate import evaluate
 from vmmr.evaluation.seeds import with_spread
 from vmmr.export.bundle import read_bundle
+from vmmr.files import write_json
 from vmmr.models import Backbone, ProgressiveNetwork
 from vmmr.noise import HELD_OUT_OPS, TRAIN_OPS
 from vmmr.noise.benchmark import VALIDATION
@@ -241,7 +242,7 @@ def run_row(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
                 rows = rows.select(np.linspace(0, len(rows) - 1, args.images).round().astype(np.int64))
             judged = evaluate(read_bundle(folder / "bundle"), rows, wanted=wanted)
             kept = {name: {k: c[k] for k in ("top1", "ece_calibrated")} for name, c in judged["conditions"].items()}
-            path.write_text(json.dumps({"images": judged["data"]["images"], "conditions": kept}))
+            write_json(path, {"images": judged["data"]["images"], "conditions": kept})
         record[split] = json.loads(path.read_text())
     return record
 
@@ -297,7 +298,7 @@ def main() -> None:
             if args.finished and not judged.exists():
                 continue
             records.append(run_row(row, seed, args))
-            (args.out / "results.json").write_text(json.dumps({"records": records}, indent=1))
+            write_json(args.out / "results.json", {"records": records})
             print(table(records, "val"), flush=True)
     if args.test:
         print(table(records, "test"))

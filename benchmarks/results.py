@@ -30,6 +30,7 @@ from vmmr.evaluation.conditions import condition_title
 from vmmr.evaluation.markdown import replace_part
 from vmmr.evaluation.seeds import with_spread
 from vmmr.evaluation.study_page import differences_table, study_table
+from vmmr.files import write_json
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RECORDS = PAGE.with_suffix("")
@@ -162,7 +163,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.study is not None:
         study = without_courses(json.loads(Path(args.study[0]).read_text(encoding="utf-8")))
-        (RECORDS / f"{args.study[1]}.json").write_text(json.dumps(study, indent=1), encoding="utf-8")
+        write_json(RECORDS / f"{args.study[1]}.json", study)
     text = PAGE.read_text(encoding="utf-8")
     if args.check:
         if with_tables(text) != text:

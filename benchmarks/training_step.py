@@ -13,7 +13,6 @@ second phase, one SAM step on labels, which is the SAM row: its mean over a run 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmmr.config import TrainConfig
+from vmmr.files import write_json
 from vmmr.models import Backbone, ProgressiveNetwork
 from vmmr.recipes import recipe
 from vmmr.training.distil import Distil
@@ -149,7 +149,7 @@ def main() -> None:
         document[backbone] = measure(backbone, size=args.size, batch=args.batch, rounds=args.rounds)
         print(f"\n{table(backbone, document[backbone])}", flush=True)
     if args.json:
-        args.json.write_text(json.dumps(document, indent=1))
+        write_json(args.json, document)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_json(path: str | Path, document: dict[str, Any]) -> None:
+def write_json(path: str | Path, document: dict[str, Any] | list[Any]) -> None:
     """The document as a `whole_file`. Raises ConfigError where none can be written there."""
     try:
         with whole_file(Path(path)) as file:
