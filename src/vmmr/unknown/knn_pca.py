@@ -80,7 +80,9 @@ def _prototypes(bank: Tensor, label: Tensor, basis: Tensor, count: int) -> tuple
 
 def nearest_cosine(features: Tensor, fitted: ReducedKNNFitted) -> Tensor:
     """The cosine of features [N, D] to the nearest prototype: [N], at most 1."""
-    return (functional.normalize(features, dim=1) @ fitted.basis @ fitted.prototype.T).amax(dim=1)
+    product = (features @ fitted.basis @ fitted.prototype.T).amax(dim=1)
+    # The length last: one number an image, not D.
+    return product.div(torch.linalg.vector_norm(features, dim=1).clamp(min=1e-12))
 
 
 def knn_pca(features: Tensor, logits: Tensor, fitted: ReducedKNNFitted) -> Tensor:
