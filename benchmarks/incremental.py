@@ -38,21 +38,14 @@ from torch import Tensor
 
 from incremental_stream import Kept, Stream, open_stream
 from openset import all_seeds
+from vmmr.discriminants import discriminants, moments
 from vmmr.evaluation.cost import answer_time
 from vmmr.evaluation.incremental import Stage, future_auroc, seen_accuracy, stream_scores, tasks_of
 from vmmr.evaluation.markdown import table
 from vmmr.evaluation.seeds import with_spread
 from vmmr.files import write_json
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.gallery import (
-    crossfit,
-    discriminants,
-    fit_likelihoods,
-    fit_offset,
-    fold_of,
-    margins,
-    moments,
-)
+from vmmr.incremental.gallery import crossfit, fit_likelihoods, fit_offset, fold_of, margins
 from vmmr.incremental.icarl import icarl_loss
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.prototypes import class_means, cosines

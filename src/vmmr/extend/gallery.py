@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vmmr.data.manifest import Manifest
+from vmmr.discriminants import discriminants, moments
 from vmmr.errors import DataError
 from vmmr.evaluation.calibration import fit_temperature
 from vmmr.export.extension import extended, read_extendable
@@ -25,17 +26,7 @@ from vmmr.extend.report import (
     told_new,
     told_old,
 )
-from vmmr.incremental.gallery import (
-    Gallery,
-    crossfit,
-    discriminants,
-    exceeding,
-    fit_offset,
-    fit_scale,
-    fold_of,
-    margins,
-    moments,
-)
+from vmmr.incremental.gallery import Gallery, crossfit, exceeding, fit_offset, fit_scale, fold_of, margins
 from vmmr.incremental.network import GalleryNetwork
 
 __all__ = ["extend_gallery"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vmmr.data.manifest import Manifest
+from vmmr.discriminants import discriminants, moments
 from vmmr.errors import ConfigError, DataError, TrainingError
 from vmmr.evaluation.calibration import fit_temperature
 from vmmr.export.bundle import Bundle, Network
@@ -32,7 +33,7 @@ from vmmr.extend.report import (
     told_old,
 )
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.gallery import discriminants, exceeding, fit_likelihoods, fold_of, moments
+from vmmr.incremental.gallery import exceeding, fit_likelihoods, fold_of
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.network import Discriminants, TaskNetwork
 from vmmr.incremental.routing import fit_calibration

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vmmr.discriminants import oas_shrinkage
 from vmmr.errors import ConfigError, DataError
 from vmmr.incremental.banks import NAMES, BankedNorm, Choice, bank_norms
-from vmmr.incremental.gallery import fit_offset, oas_shrinkage
+from vmmr.incremental.gallery import fit_offset
 from vmmr.incremental.task_norm import Plan, Progress, View, as_images, descend, shuffled_batches
 from vmmr.models.backbone import Backbone
 
