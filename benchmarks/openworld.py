@@ -6,8 +6,8 @@
 "scores": every unknown score with the two numbers that judge the picture, as `Detector.signs` computes them once the
 network has answered, over the time of each runtime alone; and, of the score of --score, whole passes with and without a
 detector. "tasks": a network with a bank of BatchNorms and a head for each of so many tasks, in one pass over shared
-convolutions against one pass a task. Weights, features and banks are random, which costs the same. Rounds visit the
-rows in turn, so that a drifting machine hits all of them alike; tables give medians over rounds.
+convolutions against one pass a task, in every runtime. Weights, features and banks are random, which costs the same.
+Rounds visit the rows in turn, so that a drifting machine hits all of them alike; tables give medians over rounds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -33,11 +35,17 @@ from vmmr.evaluation.markdown import table
 from vmmr.export.artifact import Artifact
 from vmmr.export.bundle import Bundle
 from vmmr.export.export import export_bundle
-from vmmr.export.runtime import TorchRuntime
+from vmmr.export.extension import extended
+from vmmr.export.onnx import OnnxRuntime, to_onnx
+from vmmr.export.openvino import OpenvinoRuntime, to_ir
+from vmmr.export.runtime import Runtime, TorchRuntime
+from vmmr.extend.task import routing_tensors
 from vmmr.files import write_json
 from vmmr.incremental.banks import BankedNetwork
+from vmmr.incremental.network import TaskNetwork
 from vmmr.models import Backbone
 from vmmr.recognizer import Recognizer
+from vmmr.taxonomy import Taxonomy, VehicleClass
 from vmmr.unknown import BANK, SCORES, Gate, gather
 from vmmr.unknown.detector import Detector
 from vmmr.unknown.quality import contrast_and_detail
@@ -128,33 +136,81 @@ def scores(args: argparse.Namespace, threads: int) -> dict[str, Any]:
     return found
 
 
-def tasks(args: argparse.Namespace) -> dict[str, Any]:
-    """{batch: {tasks: {"plain", "one pass", "a pass a task"}}}, milliseconds; both ways give the same logits."""
-    found: dict[str, Any] = {}
-    backbone = Backbone(args.backbone, args.classes).eval()
-    generator = torch.Generator().manual_seed(0)
-    networks = {}
+WAYS = {"one pass": True, "a pass a task": False}
+"""How the images of several tasks go through the shared convolutions, as `BankedNetwork.forward` names it."""
+
+
+def with_tasks(bundle: Bundle, tasks: int, classes: int) -> Bundle:
+    """The bundle extended until it has so many tasks, each but the first of so many classes and random."""
+    names = bundle.taxonomy
+    while (have := len(bundle.added.get("tasks", [0]))) < tasks:
+        network = bundle.network()
+        banked = network.banked if isinstance(network, TaskNetwork) else BankedNetwork(bundle.network())
+        generator = torch.Generator().manual_seed(have)
+        banked.add_bank(classes, generator=generator)
+        with torch.no_grad():  # alike, libraries would compute them once
+            for value in banked.bank_parameters(have):
+                value.add_(0.01 * torch.rand(value.shape, generator=generator))
+        new = [f"Model {n} of task {have}" for n in range(classes)]
+        names = Taxonomy((*names.classes, *(VehicleClass("New", name, None) for name in new)))
+        routed = TaskNetwork(banked, torch.ones(have + 1), torch.zeros(have + 1))
+        own = {k: v for k, v in banked.tensors().items() if k.startswith(("heads.", f"banks.{have}."))}
+        bundle = extended(
+            bundle,
+            {},
+            taxonomy=names,
+            spec=replace(bundle.spec, classes=len(names)),
+            tensors=own | routing_tensors(routed),
+            added={"mode": "task", "tasks": list(banked.classes)},
+        )
+    return bundle
+
+
+def runtimes_of(bundle: Bundle, threads: int, batched: bool) -> dict[str, Runtime]:
+    """The bundle in every runtime, its tasks in one pass or in turns."""
+    size = bundle.preprocess.height, bundle.preprocess.width
+    plain = TorchRuntime(bundle, threads=threads)
+    for module in plain.network.modules():
+        if isinstance(module, BankedNetwork):
+            module.forward = partial(module.forward, batched=batched)  # type: ignore[method-assign]
+    with patch.object(BankedNetwork, "forward", partialmethod(BankedNetwork.forward, batched=batched)):
+        graph = to_onnx(bundle)
+    return {
+        "torch": plain,
+        "onnxruntime": OnnxRuntime(graph, size, "fp32", threads=threads),
+        "openvino": OpenvinoRuntime(*to_ir(graph), size, "fp32", threads=threads),
+    }
+
+
+def tasks(args: argparse.Namespace, threads: int) -> dict[str, Any]:
+    """{batch: {tasks: {way: {runtime: milliseconds}}}}, tasks "plain": the network alone, way "alone". Both ways give
+    the same logits."""
+    from inference import random_bundle  # beside this file, which only a script sees
+
+    bundle = replace(random_bundle(args.backbone), preprocess=Preprocess(args.size, args.size))
+    models: dict[tuple[str, str], dict[str, Runtime]] = {("plain", "alone"): runtimes_of(bundle, threads, False)}
     for count in args.tasks:
-        network = BankedNetwork(backbone)
-        for _ in range(count - 1):
-            network.add_bank(args.classes, generator=generator)
-        networks[count] = network
-
-    def each(network: BankedNetwork, image: Tensor) -> Tensor:
-        return torch.cat([network.logits(image, task) for task in range(len(network))], dim=1)
-
+        several = with_tasks(bundle, count, args.classes)
+        for way, batched in WAYS.items():
+            print(f"exporting {count} tasks, {way}", file=sys.stderr)
+            models[str(count), way] = runtimes_of(several, threads, batched)
+    random, found = np.random.default_rng(0), {}
     for batch in args.batches:
-        image = torch.rand(batch, 3, args.size, args.size, generator=generator) * 2 - 1
-        calls: dict[str, Call] = {"plain": torch.inference_mode()(lambda image=image: backbone.answer(image))}
-        for count, network in networks.items():
-            with torch.inference_mode():
-                torch.testing.assert_close(network(image)["logits"], each(network, image), rtol=1e-3, atol=1e-3)
-            calls[f"{count} one pass"] = torch.inference_mode()(partial(network, image))
-            calls[f"{count} a pass a task"] = torch.inference_mode()(partial(each, network, image))
-        rows = measure(calls, args.rounds, args.seconds)
-        found[str(batch)] = {"plain": rows["plain"]} | {
-            str(count): {way: rows[f"{count} {way}"] for way in ("one pass", "a pass a task")} for count in networks
+        pixels = random.integers(0, 256, (batch, args.size, args.size, 3), dtype=np.uint8)
+        for count in args.tasks:
+            first, *rest = (run(pixels)["logits"] for way in WAYS for run in models[str(count), way].values())
+            for other in rest:
+                np.testing.assert_allclose(other, first, rtol=1e-3, atol=1e-3)
+        calls: dict[str, Call] = {
+            f"{count}|{way}|{name}": partial(run, pixels)
+            for (count, way), runs in models.items()
+            for name, run in runs.items()
         }
+        rows: dict[str, Any] = {}
+        for key, row in measure(calls, args.rounds, args.seconds).items():
+            count, way, name = key.split("|")
+            rows.setdefault(count, {}).setdefault(way, {})[name] = row
+        found[str(batch)] = rows
     return found
 
 
@@ -182,17 +238,17 @@ def scores_table(found: dict[str, Any], score: str) -> str:
 
 
 def tasks_table(found: dict[str, Any]) -> str:
-    """Markdown: milliseconds an image by the number of tasks, and over those of the plain network."""
+    """Markdown: milliseconds an image by the number of tasks and, in brackets, over those of the plain network."""
+    runtimes = list(next(iter(found.values()))["plain"]["alone"])
+    heads = [f"{name}, {way}" for name in runtimes for way in WAYS]
     lines = []
     for batch, rows in found.items():
-        plain = rows["plain"]["ms"]
+        plain = {name: row["ms"] for name, row in rows["plain"]["alone"].items()}
+        lines.append([batch, "plain", *(f"{plain[name] / int(batch):.1f}" for name in runtimes for _ in WAYS)])
         for count in (key for key in rows if key != "plain"):
-            cells = []
-            for way in ("one pass", "a pass a task"):
-                ms = rows[count][way]["ms"]
-                cells += [f"{ms / int(batch):.2f}", f"{ms / plain:.2f}"]
-            lines.append([batch, count, *cells])
-    return table(["batch", "tasks", "one pass, ms an image", "times plain", "a pass a task", "times plain"], lines)
+            times = [(rows[count][way][name]["ms"], plain[name]) for name in runtimes for way in WAYS]
+            lines.append([batch, count, *(f"{ms / int(batch):.1f} ({ms / alone:.1f})" for ms, alone in times)])
+    return table(["batch", "tasks", *heads], lines)
 
 
 def main() -> None:
@@ -222,7 +278,7 @@ def main() -> None:
         print(f"\n{args.backbone} at {args.size} px, {threads} threads: unknown scores\n")
         print(scores_table(document["scores"], args.score))
     if "tasks" in args.part:
-        document["tasks"] = tasks(args)
+        document["tasks"] = tasks(args, threads)
         print(f"\n{args.backbone} at {args.size} px, {threads} threads: tasks of {args.classes} classes\n")
         print(tasks_table(document["tasks"]))
     if args.json:

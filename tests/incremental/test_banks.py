@@ -63,13 +63,13 @@ def test_the_base_network_answers_as_before(name: str, tiny: Make) -> None:
 def test_all_at_once_is_one_by_one(name: str, tiny: Make) -> None:
     network = several(tiny(3, name=name), 2, 4)
     with torch.no_grad():
-        found = network(picture())
         one = [network.features(picture(), task) for task in range(3)]
-        torch.testing.assert_close(found["features"], torch.stack(one, dim=1), rtol=0, atol=1e-6)
-        torch.testing.assert_close(
-            found["logits"], torch.cat([network.logits(picture(), t) for t in range(3)], dim=1), rtol=0, atol=1e-6
-        )
-    assert found["logits"].shape == (3, 4 + 3 + 5)
+        logits = torch.cat([network.logits(picture(), task) for task in range(3)], dim=1)
+        for batched in (True, False, None):
+            found = network(picture(), batched=batched)
+            torch.testing.assert_close(found["features"], torch.stack(one, dim=1), rtol=0, atol=1e-6)
+            torch.testing.assert_close(found["logits"], logits, rtol=0, atol=1e-6)
+    assert logits.shape == (3, 4 + 3 + 5)
     assert min(float((one[0] - other).abs().max()) for other in one[1:]) > 1e-3
     assert (network.classes, network.offsets, network.widths) == ((3, 2, 4), (0, 3, 5, 9), (4, 3, 5))
 

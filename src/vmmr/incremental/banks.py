@@ -207,14 +207,19 @@ class BankedNetwork(nn.Module):
         """Features of all banks [B, T, D] -> the logits of all heads side by side, [B, sum of widths]."""
         return torch.cat([head(features[:, task]) for task, head in enumerate(self.heads)], dim=1)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, *, batched: bool | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> `logits` [B, sum of widths], side by side, and `features` [B, T, D].
 
-        One pass over T copies of the images; `vmmr.incremental.routing` makes answers of them.
+        batched: one pass over T copies of the images, or a pass a task, with the same result; None: what suits the
+        device, one pass on a GPU. On processors, and in exported graphs, passes in turn are quicker, for then each
+        BatchNorm can fold into the convolution before it. `vmmr.incremental.routing` makes answers of them.
         """
-        # `cat` keeps the memory format of x, `repeat` does not.
-        found = self._pooled(torch.cat([self.backbone.own_space(x)] * len(self)))
-        features = found.reshape(len(self), -1, self.width).transpose(0, 1)
+        if x.is_cuda if batched is None else batched:
+            # `cat` keeps the memory format of x, `repeat` does not.
+            found = self._pooled(torch.cat([self.backbone.own_space(x)] * len(self)))
+            features = found.reshape(len(self), -1, self.width).transpose(0, 1)
+        else:
+            features = torch.stack([self.features(x, task) for task in range(len(self))], dim=1)
         return {"logits": self.head_logits(features), "features": features}
 
     def bank_parameters(self, task: int) -> list[nn.Parameter]:

@@ -131,7 +131,7 @@ class Discriminants(NamedTuple):
 
 
 class TaskNetwork(nn.Module):
-    """Banks and heads of all tasks in one pass over the shared convolutions, routed. scale, offset: float [T], see
+    """Banks and heads of all tasks over the shared convolutions, routed. scale, offset: float [T], see
     `routed_logits`. Pooled features are those of the first bank, as the network before gave them.
 
     discriminants: a second opinion on all classes, of the pooled features. With it the likeliest class of the product
