@@ -39,6 +39,7 @@ UnknownScore = Literal[
     "none",
     "ash",
     "dice",
+    "discriminant_max_logit",
     "energy",
     "gen",
     "guided_max_logit",
@@ -63,6 +64,7 @@ UnknownScore = Literal[
 OF_CLASSIFIER = frozenset(name for name in get_args(UnknownScore) if name.startswith("himplos")) | {
     "ash",
     "dice",
+    "discriminant_max_logit",
     "nnguide",
     "react",
     "scale",

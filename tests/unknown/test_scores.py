@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from vmmr.errors import ConfigError
 from vmmr.unknown import SCORES, Fitted, gather
 from vmmr.unknown.ash import ash, highest
 from vmmr.unknown.dice import fit_dice
+from vmmr.unknown.discriminant_max_logit import discriminant_max_logit, fit_discriminant_max_logit
 from vmmr.unknown.energy import energy
 from vmmr.unknown.gen import gen
 from vmmr.unknown.knn import fit_knn, knn
@@ -146,9 +148,29 @@ def naive_himplos(p: float, clip: float | None, smooth: bool, end: Callable[[Row
     return score
 
 
+def naive_discriminant(world: Any, f: Row, logits: Row) -> float:
+    """Shrunk by OAS, with an inverse, and as loud as half of the logits."""
+    x, y, w, b = arrays(world)
+    unit = np.stack([row / np.linalg.norm(row) for row in x])
+    mean = np.stack([unit[y == c].mean(axis=0) for c in range(y.max() + 1)])
+    within, width = sum(np.outer(r, r) for r in unit - mean[y]) / len(x), x.shape[1]
+    trace, square, n = np.trace(within), (within**2).sum(), len(x) - len(mean)
+    rho = ((1 - 2 / width) * square + trace**2) / ((n + 1 - 2 / width) * (square - trace**2 / width))
+    rho = min(1.0, rho)
+    precision = np.linalg.inv((1 - rho) * within + (rho + 1e-6) * trace / width * np.eye(width))
+
+    def told(row: Row) -> Row:
+        found = np.array([row @ precision @ m - m @ precision @ m / 2 for m in mean])
+        return found - found.mean()
+
+    ratio = np.std([max(w @ row + b) for row in x]) / np.std([max(told(row)) for row in unit])
+    return float(-max(logits + ratio / 2 * told(f / np.linalg.norm(f))))
+
+
 NAIVE: dict[str, Naive] = {
     "ash": naive_ash,
     "dice": naive_dice,
+    "discriminant_max_logit": naive_discriminant,
     "energy": lambda world, f, logits: -lse(logits),
     "gen": lambda world, f, logits: float(sum((q * (1 - q)) ** 0.1 for q in softmax(logits))),
     "guided_max_logit": lambda world, f, z: -float(z.max()) * max(0, 1 - naive_knn_pca(world, f, z) ** 2 / 2),
@@ -294,6 +316,26 @@ def test_neighbours_go_by_direction_and_a_small_bank_is_used_whole(world: Any) -
     torch.testing.assert_close(
         nnguide(7 * world.shown, world.logits, guide), nnguide(world.shown, world.logits, guide), rtol=1e-4, atol=1e-5
     )
+
+
+def test_discriminants_weigh_what_they_are_given_and_need_images(world: Any) -> None:
+    alone = SCORES["max_logit"].score(world.shown, world.logits, Fitted())
+    none = fit_discriminant_max_logit(world.statistics, share=0)
+    torch.testing.assert_close(discriminant_max_logit(world.shown, world.logits, none), alone)
+    half, whole = (fit_discriminant_max_logit(world.statistics, share=share) for share in (0.5, 1.0))
+    torch.testing.assert_close(whole.weight, 2 * half.weight)
+    # Of directions: longer features say the same, and the mean class says nothing.
+    found = discriminant_max_logit(world.shown, world.logits, whole)
+    torch.testing.assert_close(discriminant_max_logit(7 * world.shown, world.logits, whole), found)
+    torch.testing.assert_close(whole.weight.mean(dim=0), torch.zeros(12), rtol=0, atol=1e-4)
+    kept = world.labels != 4
+    statistics = replace(world.statistics, bank=world.features[kept], bank_label=world.labels[kept])
+    fitted = fit_discriminant_max_logit(statistics)
+    assert not fitted.weight[4].any()
+    assert fitted.bias[4] == 0
+    for share in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="share"):
+            fit_discriminant_max_logit(world.statistics, share=share)
 
 
 def test_a_bank_is_reduced_to_its_strongest_directions(world: Any) -> None:

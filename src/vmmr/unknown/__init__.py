@@ -16,6 +16,7 @@ from torch import Tensor
 from vmmr.unknown.ash import ash, fit_head
 from vmmr.unknown.decide import Gate, Reason, accept_threshold, decide, fit_gate
 from vmmr.unknown.dice import dice, fit_dice
+from vmmr.unknown.discriminant_max_logit import discriminant_max_logit, fit_discriminant_max_logit
 from vmmr.unknown.energy import energy
 from vmmr.unknown.fitted import Fitted, Head
 from vmmr.unknown.gen import gen
@@ -73,6 +74,7 @@ def _nothing(statistics: Statistics) -> Fitted:
 SCORES: dict[str, Score] = {
     "ash": Score(ash, fit_head, Head),
     "dice": Score(dice, fit_dice, Head),
+    "discriminant_max_logit": Score(discriminant_max_logit, fit_discriminant_max_logit, Head),
     "energy": Score(energy, _nothing, Fitted),
     "gen": Score(gen, _nothing, Fitted),
     "guided_max_logit": Score(guided_max_logit, fit_knn_pca, ReducedKNNFitted),
