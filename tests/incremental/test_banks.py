@@ -74,6 +74,31 @@ def test_all_at_once_is_one_by_one(name: str, tiny: Make) -> None:
     assert (network.classes, network.offsets, network.widths) == ((3, 2, 4), (0, 3, 5, 9), (4, 3, 5))
 
 
+def test_exported_tasks_pass_in_turns(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has convolutions of its own, which its BatchNorms fold into; by itself a small image passes them once."""
+    network = several(tiny(3), 2, 4)
+    program = torch.export.export(network, (picture(2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    targets = [str(node.target) for node in program.graph.nodes]
+    layers = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert sum("conv2d" in target for target in targets) == 3 * layers
+    assert sum("batch_norm" in target for target in targets) == 3 * len(network.norms)
+
+    passes: list[int] = []
+    features = network.features
+
+    def counted(x: Tensor, task: int) -> Tensor:
+        passes.append(task)
+        return features(x, task)
+
+    monkeypatch.setattr(network, "features", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(picture(5))["logits"], network(picture(5))["logits"])
+        assert passes == []
+        large = torch.rand(1, 3, 288, 288) * 2 - 1  # 746,496 numbers for three tasks
+        torch.testing.assert_close(network(large)["logits"], network(large, batched=True)["logits"])
+        assert passes == [0, 1, 2]
+
+
 def test_a_bank_is_the_network_with_its_batchnorms(tiny: Make) -> None:
     """Written into the plain network, layer by layer, a bank gives the same features."""
     base = tiny(3, name="test_efficientnet")

@@ -28,6 +28,7 @@ __all__ = ["NAMES", "BankedNetwork", "BankedNorm", "Choice", "bank_norms", "redr
 
 NAMES = ("weight", "bias", "running_mean", "running_var")
 """What a bank holds of a layer."""
+_SMALL = 600_000  # numbers at the input, of all tasks: what lies between layers then stays in a processor's cache
 
 
 class Choice:
@@ -210,11 +211,12 @@ class BankedNetwork(nn.Module):
     def forward(self, x: Tensor, *, batched: bool | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> `logits` [B, sum of widths], side by side, and `features` [B, T, D].
 
-        batched: one pass over T copies of the images, or a pass a task, with the same result; None: what suits the
-        device, one pass on a GPU. On processors, and in exported graphs, passes in turn are quicker, for then each
-        BatchNorm can fold into the convolution before it. `vmmr.incremental.routing` makes answers of them.
+        batched: one pass over T copies of the images, or a pass a task, with the same result; None: one pass on a GPU
+        and of what is small, else passes in turn. Exported graphs hold passes in turn, where each BatchNorm can fold
+        into the convolution before it. `vmmr.incremental.routing` makes answers of them.
         """
-        if x.is_cuda if batched is None else batched:
+        small = not torch.compiler.is_exporting() and len(self) * x.numel() <= _SMALL
+        if (x.is_cuda or small) if batched is None else batched:
             # `cat` keeps the memory format of x, `repeat` does not.
             found = self._pooled(torch.cat([self.backbone.own_space(x)] * len(self)))
             features = found.reshape(len(self), -1, self.width).transpose(0, 1)
