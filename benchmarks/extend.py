@@ -37,6 +37,7 @@ from vmmr.extend.gallery import extend_gallery
 from vmmr.extend.merge import merge_tasks
 from vmmr.extend.task import TaskSettings, extend_task
 from vmmr.files import write_json
+from vmmr.incremental.gallery import CONFIDENCE
 from vmmr.recipes import recipe
 from vmmr.taxonomy import VehicleClass
 from vmmr.training.run import train
@@ -111,7 +112,7 @@ def _extended(
     """The bundle that one way makes. The two tasks of the last are those of the last but one."""
     home = args.out / f"seed-{seed}"
     settings = TaskSettings(memory=args.memory, discriminants=way == "task, discriminants", seed=seed)
-    given: dict[str, Any] = {"bound": args.bound, "force": True, "progress": True}
+    given: dict[str, Any] = {"bound": args.bound, "confidence": args.confidence, "force": True, "progress": True}
     if way.startswith("gallery"):
         return extend_gallery(source, new, old=known if way == "gallery" else None, **given).bundle
     if way.startswith("task"):
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=None, help="new classes; 20, or 6 of rendered ones")
     parser.add_argument("--images", type=int, default=20, help="of each new class")
     parser.add_argument("--bound", type=float, default=0.02)
+    parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="that it holds")
     parser.add_argument("--memory", type=int, default=TaskSettings.memory, help="old images that tasks learn with")
     parser.add_argument("--epochs", type=int, default=12, help="of the rendered network")
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS, help="merging needs the two tasks")

@@ -102,15 +102,16 @@ def test_numbers_of_the_card_are_those_of_the_images(extended: Path, old_cars: P
 
 
 def test_without_old_data_the_bound_rests_on_the_bank(known: Path, new_cars: Path) -> None:
-    bundle = extend_gallery(known, Manifest.load(new_cars), bound=0.1).bundle
+    bundle = extend_gallery(known, Manifest.load(new_cars), bound=0.1, confidence=0.8).bundle
     assert bundle.added["old"] is None
     parent = bundle.parent
     assert parent is not None
     assert parent.detector is not None
     bank = parent.detector.fitted
     assert isinstance(bank, KNNFitted)
-    most, share = exceeding(len(bank.bank), 0.1)
-    assert bundle.added["bound"]["share"] == share
+    most, share = exceeding(len(bank.bank), 0.1, 0.8)
+    assert (bundle.added["bound"]["share"], bundle.added["bound"]["confidence"]) == (share, 0.8)
+    assert "with 80% confidence" in bundle.card
     assert (most > 0, share <= 0.1) == (True, True)
     assert bundle.spec.temperature == parent.spec.temperature
 

@@ -100,6 +100,12 @@ def test_no_bound_without_sense(bound: float) -> None:
         fit_offset(torch.zeros(3), bound)
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1.0, float("nan")])
+def test_no_confidence_without_sense(confidence: float) -> None:
+    with pytest.raises(DataError, match="confidence"):
+        fit_offset(torch.zeros(3), 0.1, confidence)
+
+
 def test_the_scale_is_the_likeliest() -> None:
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(200, 3, generator=random)

@@ -20,8 +20,9 @@ def add_extend(verbs: Any) -> None:
     extend.add_argument("--out", required=True, type=str, metavar="DIR", help="folder to write")
     extend.add_argument("--mode", default="gallery", choices=["gallery", "task", "domain"], help="see docs/extend.md")
     extend.add_argument("--data", default=None, type=str, help="manifest it was trained on, with a split val")
-    bound = "share of old images whose answer may change, with a confidence of 0.9; of a domain on average"
+    bound = "share of old images whose answer may change; of a domain on average"
     extend.add_argument("--bound", default=0.02, type=float, help=bound)
+    extend.add_argument("--confidence", default=0.9, type=float, help="gallery, task: that the bound holds")
     extend.add_argument("--least", default=5, type=int, help="images that a new class or domain needs")
     extend.add_argument("--max-drop", default=0.5, type=float, help="points that old accuracy may lose")
     extend.add_argument("--force", action="store_true", help="write it even so")
@@ -91,9 +92,10 @@ def run_extend(args: Namespace) -> int:
         domain = replace(domain, plan=replace(domain.plan, epochs=args.epochs))
         bundle, skipped = extend_domain(args.bundle, _of_a_domain(args.new), settings=domain, **given)
     elif args.mode == "task":
-        bundle, skipped = extend_task(args.bundle, Manifest.load(args.new), settings=_task_settings(args), **given)
+        given |= {"settings": _task_settings(args), "confidence": args.confidence}
+        bundle, skipped = extend_task(args.bundle, Manifest.load(args.new), **given)
     else:
-        bundle, skipped = extend_gallery(args.bundle, Manifest.load(args.new), **given)
+        bundle, skipped = extend_gallery(args.bundle, Manifest.load(args.new), confidence=args.confidence, **given)
     for path, reason in skipped:
         print(f"vmmr: left out {path}: {reason}", file=sys.stderr)
     write_bundle(out, bundle)

@@ -26,7 +26,7 @@ from vmmr.extend.report import (
     told_new,
     told_old,
 )
-from vmmr.incremental.gallery import Gallery, crossfit, exceeding, fit_offset, fit_scale, fold_of, margins
+from vmmr.incremental.gallery import CONFIDENCE, Gallery, crossfit, exceeding, fit_offset, fit_scale, fold_of, margins
 from vmmr.incremental.network import GalleryNetwork
 
 __all__ = ["extend_gallery"]
@@ -40,6 +40,7 @@ def extend_gallery(
     *,
     old: Manifest | None = None,
     bound: float = 0.02,
+    confidence: float = CONFIDENCE,
     least: int = 5,
     max_drop: float = 0.5,
     force: bool = False,
@@ -48,9 +49,9 @@ def extend_gallery(
     """The bundle in `source` with the classes of `new` behind its own; nothing is trained.
 
     new: images of classes that it does not know. old: the data it was trained on, with a split val; without it the
-    bound rests on the bank of its detector. bound: share of old images whose answer may change, see `exceeding`.
-    least: images that a class needs. max_drop: points of accuracy on the validation images of `old` that may be lost;
-    TrainingError beyond, unless `force`.
+    bound rests on the bank of its detector. bound: share of old images whose answer may change, with this confidence,
+    see `exceeding`. least: images that a class needs. max_drop: points of accuracy on the validation images of `old`
+    that may be lost; TrainingError beyond, unless `force`.
 
     Held-out numbers of new classes come from five folds. The temperature is fitted anew where there is old data; the
     scale of the new logits is, so that their confidence is right at that temperature. A detector by neighbours gets
@@ -70,7 +71,7 @@ def extend_gallery(
 
     fold = fold_of(shown.labels, fresh.groups[fresh.rows], _FOLDS)
     gallery, lead, apart = _fitted(before, shown, fold, first, len(fresh.taxonomy))
-    offset, promised = fit_offset(lead, bound)
+    offset, promised = fit_offset(lead, bound, confidence)
     told = [(shown, apart)]
     if before.held is not None:
         told.append((before.held, gallery.margins(before.held.features).double()))
@@ -99,7 +100,7 @@ def extend_gallery(
     if before.held is not None:
         was = bundle.class_scores(before.held.logits).argmax(dim=1)
         step = 1 / scale
-        most, _ = exceeding(len(was), bound)
+        most, _ = exceeding(len(was), bound, confidence)
         keep_promise(gallery.offset, step, lambda: int((scores(*told[1]).argmax(dim=1) != was).sum()), most)
     fitted = [scores(seen, margin) for seen, margin in told]
     temperature = bundle.spec.temperature
@@ -114,7 +115,11 @@ def extend_gallery(
         "classes": list(fresh.taxonomy.names[first:]),
         "images": len(fresh.rows),
         "skipped": len(fresh.skipped),
-        "bound": {"share": promised, "of": "validation images" if before.held is not None else before.source},
+        "bound": {
+            "share": promised,
+            "confidence": confidence,
+            "of": "validation images" if before.held is not None else before.source,
+        },
         "new": told_new(shown, fitted[0], first) | {"known": detector.share},
         "old": None if before.held is None else told_old(bundle, before.held, fitted[1]),
     }

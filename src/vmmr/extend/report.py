@@ -15,7 +15,6 @@ from torch import Tensor
 from vmmr.errors import ConfigError, TrainingError
 from vmmr.export.bundle import Bundle
 from vmmr.extend.images import Seen
-from vmmr.incremental.gallery import CONFIDENCE
 from vmmr.unknown import Fitted, accept_threshold
 from vmmr.unknown.detector import Detector, strangeness
 from vmmr.unknown.knn import KNNFitted, grown_knn
@@ -174,8 +173,8 @@ def card_section(added: Mapping[str, Any]) -> str:
         f"- new classes, {new['images']} held-out images: top-1 {_percent(new['top1'])} among all, "
         f"{_percent(new['top1_among_new'])} among the new ones"
         + ("" if new["known"] is None else f"; {_percent(new['known'])} of them are known vehicles"),
-        f"- bound: with {CONFIDENCE:.0%} confidence at most {_percent(bound['share'])} of old images, if they are "
-        f"like the {bound['of']}, "
+        f"- bound: with {100 * bound['confidence']:g}% confidence at most {_percent(bound['share'])} of old images, if "
+        f"they are like the {bound['of']}, "
         + ("change their answer" if added["mode"] == "gallery" else "are answered as a new class")
         + ("" if old is not None else "; of images that were not trained on, several times as many may"),
     ]

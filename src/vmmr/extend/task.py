@@ -33,7 +33,7 @@ from vmmr.extend.report import (
     told_old,
 )
 from vmmr.incremental.banks import BankedNetwork
-from vmmr.incremental.gallery import exceeding, fit_likelihoods, fold_of
+from vmmr.incremental.gallery import CONFIDENCE, exceeding, fit_likelihoods, fold_of
 from vmmr.incremental.memory import Memory
 from vmmr.incremental.network import Discriminants, TaskNetwork
 from vmmr.incremental.routing import fit_calibration
@@ -80,6 +80,7 @@ def extend_task(
     old: Manifest | None,
     settings: TaskSettings | None = None,
     bound: float = 0.02,
+    confidence: float = CONFIDENCE,
     least: int = 5,
     max_drop: float = 0.5,
     force: bool = False,
@@ -88,8 +89,9 @@ def extend_task(
     """The bundle in `source` with the classes of `new` as a task behind its own; see `vmmr.incremental.task_norm`.
 
     old: the data that it was trained on. Its split train gives the exemplars, its split val says what changes. A fifth
-    of the new images, groups held together, is kept from training and judges. bound: as of `extend_gallery`: the new
-    head is made to say "unknown" more easily until so few old answers change. Other arguments as there.
+    of the new images, groups held together, is kept from training and judges. bound, confidence: as of
+    `extend_gallery`: the new head is made to say "unknown" more easily until so few old answers change. Other
+    arguments as there.
 
     Convolutions and all earlier banks stay bit-identical, which is checked. Raises ConfigError without old data and for
     networks other than plain ones without levels or galleries, DataError where an old class has no training image.
@@ -150,7 +152,7 @@ def extend_task(
         return routed.scores(heads, of.features)
 
     was = bundle.class_scores(held.logits).argmax(dim=1)
-    most, promised = exceeding(len(was), bound)
+    most, promised = exceeding(len(was), bound, confidence)
     # Heads that were aligned anew may change answers among old classes, which no offset undoes: those are not bounded.
     keep_promise(
         routed.offset[-1:],
@@ -170,7 +172,7 @@ def extend_task(
         "exemplars": len(memory),
         "discriminants": second is not None,
         "frozen": earlier,
-        "bound": {"share": promised, "of": "validation images"},
+        "bound": {"share": promised, "confidence": confidence, "of": "validation images"},
         "new": told_new(held_new, fitted_new, first) | {"known": detector.share},
         "old": told_old(bundle, held, fitted_old),
     }

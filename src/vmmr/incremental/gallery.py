@@ -93,7 +93,7 @@ def exceeding(images: int, bound: float, confidence: float | None = CONFIDENCE) 
     confidence None: the mean instead of a quantile, (m + 1) / (N + 1), which about every other draw exceeds.
 
     Sources: Vovk 2012 (arXiv 1209.2673); Angelopoulos and Bates 2021 (arXiv 2107.07511), section 3.2.
-    Raises DataError without images or for a bound out of range.
+    Raises DataError without images, and for a bound or a confidence out of range.
 
     >>> [exceeding(n, 0.02, None) for n in (9, 399)]
     [(0, 0.1), (7, 0.02)]
@@ -102,6 +102,8 @@ def exceeding(images: int, bound: float, confidence: float | None = CONFIDENCE) 
     """
     if not 0 <= bound < 1 or images < 1:
         raise DataError("a bound in [0, 1) takes old images", got=f"{bound}, {images} images")
+    if confidence is not None and not 0 < confidence < 1:
+        raise DataError("a confidence lies between 0 and 1", got=confidence, do=f"{CONFIDENCE:g} is usual")
     most = np.arange(min(images, int(bound * (images + 1)) + 1))
     shares = (most + 1) / (images + 1) if confidence is None else betaincinv(most + 1, images - most, confidence)
     over = max(0, int(np.searchsorted(shares, bound + 1e-9, side="right")) - 1)
