@@ -7,10 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALIDATION = ("0.png", "5.png", "9.png")
 
@@ -30,6 +34,18 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("the real data is not here; set VMMR_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cloud() -> tuple[Tensor, Tensor]:
+    """Features [40, 6] of four classes, of any length, and their labels."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 4
+    means = torch.rand(4, 6, generator=random)
+    features = means[labels] + 0.2 * torch.randn(40, 6, generator=random)
+    return features * (1 + torch.arange(40))[:, None], labels
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,6 @@ from vmmr.errors import DataError
 CLASSES, WIDTH = 4, 6
 
 
-@pytest.fixture(scope="module")
-def cloud() -> tuple[Tensor, Tensor]:
-    """Features [40, 6] of four classes, of any length, and their labels."""
-    random = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % CLASSES
-    means = torch.rand(CLASSES, WIDTH, generator=random)
-    features = means[labels] + 0.2 * torch.randn(40, WIDTH, generator=random)
-    return features * (1 + torch.arange(40))[:, None], labels
-
-
 def naive(features: Tensor, labels: Tensor, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
     """Image by image, with an inverse."""
     unit = [row / math.sqrt(sum(row * row)) for row in features.double().numpy()]

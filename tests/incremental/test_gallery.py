@@ -31,16 +31,6 @@ from vmmr.taxonomy import Taxonomy
 CLASSES, WIDTH = 4, 6
 
 
-@pytest.fixture(scope="module")
-def cloud() -> tuple[Tensor, Tensor]:
-    """Features [40, 6] of four classes, of any length, and their labels."""
-    random = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % CLASSES
-    means = torch.rand(CLASSES, WIDTH, generator=random)
-    features = means[labels] + 0.2 * torch.randn(40, WIDTH, generator=random)
-    return features * (1 + torch.arange(40))[:, None], labels
-
-
 def test_crossfit_is_fitting_without_the_fold(cloud: tuple[Tensor, Tensor]) -> None:
     features, labels = cloud
     fold = fold_of(labels, np.arange(40), 5)
